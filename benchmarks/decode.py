@@ -1,0 +1,92 @@
+"""Tokens per second at several world sizes, in one interleaved run.
+
+    python benchmarks/decode.py [-m demo] [--world-size 1,2] [--prompt 128] [-n 32] [--rounds 7] [--json]
+
+All rings are loaded at once, a thread a rank, and take turns: one answers while the others sleep, so that
+all see the same weather. Reported are medians of the rounds, and their ratio to the first world size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import statistics
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from ringlm.cluster.client import EngineClient
+from ringlm.cluster.settings import Settings
+from ringlm.cluster.spec import EngineSpec
+from ringlm.engine.request import SamplingParams
+from ringlm.frontend.model import resolve
+
+
+class Turn(NamedTuple):
+    """One answer: tokens per second of the prompt and of the answer, and the share of time in the ring."""
+
+    prompt: float
+    decode: float
+    ring_share: float
+
+
+def turn(client: EngineClient, prompt: list[int], tokens: int) -> Turn:
+    """Have `client` answer `prompt` with `tokens` tokens."""
+    client.submit(prompt, SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True))
+    while True:
+        event = client.next_event(300.0)
+        assert event is not None, "no token in five minutes"
+        if event.finish_reason is not None:
+            busy_s = event.prefill_s + event.decode_s
+            return Turn(len(prompt) / event.prefill_s, (tokens - 1) / event.decode_s, event.ring_s / busy_s)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model", default="demo")
+    parser.add_argument("--world-size", default="1,2", help="one or more, such as 1,2,3")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens")
+    parser.add_argument("-n", type=int, default=32, help="tokens of an answer")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    model = resolve(options.model)
+    sizes = [int(size) for size in options.world_size.split(",")]
+    with contextlib.ExitStack() as stack:
+        clients = {}
+        for size in sizes:
+            settings = Settings(dtype=options.dtype, context=2048)
+            spec = EngineSpec(model=str(model.path), settings=settings, local_ranks=size, threads=1)
+            clients[size] = stack.enter_context(EngineClient.start(spec))
+        draw = random.Random(0)
+        turns: dict[int, list[Turn]] = {size: [] for size in sizes}
+        for round_ in range(options.rounds + 1):
+            prompt = [draw.randrange(clients[sizes[0]].ready.vocabulary) for _ in range(options.prompt)]
+            for size in sizes:
+                result = turn(clients[size], prompt, options.n)
+                if round_ > 0:  # the first warms up
+                    turns[size].append(result)
+        dtype = clients[sizes[0]].ready.dtype
+    medians = {size: Turn(*(statistics.median(column) for column in zip(*turns[size], strict=True))) for size in sizes}
+    first = medians[sizes[0]]
+    if options.json:
+        rows = [{"world_size": size, **medians[size]._asdict()} for size in sizes]
+        print(json.dumps({"model": model.name, "dtype": dtype, "rows": rows}))
+        return
+    table = Table(title=f"{model.name}, {dtype}, a thread a rank")
+    for heading in ("ranks", f"pp{options.prompt} tok/s", "", f"tg{options.n} tok/s", "", "in the ring"):
+        table.add_column(heading, justify="right")
+    for size, row in medians.items():
+        table.add_row(
+            str(size), f"{row.prompt:.1f}", f"{row.prompt / first.prompt:.2f}x",
+            f"{row.decode:.1f}", f"{row.decode / first.decode:.2f}x", f"{row.ring_share:.0%}",
+        )  # fmt: skip
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

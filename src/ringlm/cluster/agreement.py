@@ -1,0 +1,190 @@
+"""From an EngineSpec to a loaded model: open the files, join the ring, agree on settings, load this shard.
+
+Rank 0 decides the settings and the shard plan from what every rank can do; whatever it refuses, it
+refuses for all of them, in the same words, before a weight is read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+import torch
+
+from ringlm.cluster.cores import threads_for
+from ringlm.cluster.messages import Ready
+from ringlm.cluster.settings import Settings
+from ringlm.cluster.spec import EngineSpec
+from ringlm.engine.runner import Runner
+from ringlm.errors import ConfigError, RingLMError
+from ringlm.models.config import dimensions
+from ringlm.models.loader import load_model
+from ringlm.parallel.communicator import Alone, Communicator
+from ringlm.parallel.shard import ShardPlan, plan_shards
+from ringlm.ring import Ring
+from ringlm.weights.files import ModelFiles, open_model
+
+log = logging.getLogger("ringlm")
+
+
+DEFAULT_CONTEXT = 8192
+DEFAULT_MAX_SEQS = 8
+
+
+class Refused(ConfigError):
+    """Rank 0 refused for all; every rank raises it in the same words."""
+
+
+class Capabilities(msgspec.Struct, frozen=True, array_like=True):
+    """What one rank tells rank 0 before anything is loaded. `dtypes` are those it is fast in, the best first."""
+
+    rank: int
+    device: str
+    dtypes: list[str]
+    settings: Settings
+
+
+class Agreement(msgspec.Struct, frozen=True, array_like=True):
+    """Rank 0's decision, or in `refused` why there is none. `devices` are by rank."""
+
+    settings: Settings
+    plan: ShardPlan | None
+    devices: list[str]
+    refused: str | None = None
+
+
+class Loaded(NamedTuple):
+    """A rank that is ready to run steps."""
+
+    runner: Runner
+    comm: Communicator
+    ready: Ready
+
+
+def load(
+    spec: EngineSpec, join: Callable[[str], Ring], on_progress: Callable[[int, int], None] | None = None
+) -> Loaded:
+    """Load this rank's shard; returns once every rank has. `join` forms the ring, given the model's fingerprint.
+
+    Raises ConfigError or ModelError where the ranks cannot agree or the model cannot be split.
+    """
+    torch.set_grad_enabled(False)
+    files = open_model(spec.model, spec.settings.format)
+    device = pick_device(spec.device)
+    comm: Communicator = Alone()
+    machine_ranks = 1
+    if spec.world_size > 1:
+        ring = join(files.fingerprint)
+        comm, machine_ranks = ring, ring.machine_ranks
+    threads = spec.threads or threads_for(machine_ranks)
+    torch.set_num_threads(threads)
+    settings, plan, devices = _agree(comm, files, spec, device)
+    dtype = getattr(torch, settings.dtype)
+    assert settings.context is not None
+    assert settings.max_seqs is not None
+    model = load_model(
+        files,
+        plan,
+        comm.rank,
+        comm,
+        device=device,
+        dtype=dtype,
+        context=settings.context,
+        progress=on_progress,
+    )
+    comm.gather_bytes(b"")  # every rank has loaded
+    comm.broadcast_bytes(b"" if comm.rank == 0 else None)
+    log.info(
+        "rank %d of %d ready: %s, %s, %d threads, %.0f MB of weights",
+        comm.rank, comm.world_size, device, settings.dtype, threads, model.nbytes / 1e6,
+    )  # fmt: skip
+    ready = Ready(
+        model=files.name,
+        world_size=comm.world_size,
+        context=settings.context,
+        vocabulary=model.config.vocabulary,
+        eos_token_ids=list(model.config.eos_token_ids),
+        dtype=settings.dtype,
+        devices=devices,
+    )
+    return Loaded(Runner(model, model.new_cache(settings.max_seqs), comm), comm, ready)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that 'auto', 'cpu', 'cuda' or 'mps' means here. Raises ConfigError when there is none."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, available in there.items() if available)
+    if name not in there:
+        raise ConfigError(f"--device {name} is not known; choose auto, cpu, cuda or mps.")
+    if not there[name]:
+        raise ConfigError(f"--device {name}: torch {torch.__version__} finds no such device here; try --device cpu.")
+    return torch.device(name)
+
+
+def fast_dtypes(device: torch.device) -> list[str]:
+    """The dtypes that `device` computes quickly in. Without bf16 instructions a CPU's half types are ten
+    times slower than float32 in prefill (docs/performance.md)."""
+    if device.type == "cuda":
+        return ["bfloat16", "float16", "float32"]
+    if device.type == "mps":
+        return ["float16", "float32"]
+    return ["bfloat16", "float32"] if torch.cpu._is_avx512_bf16_supported() else ["float32"]
+
+
+def _agree(
+    comm: Communicator, files: ModelFiles, spec: EngineSpec, device: torch.device
+) -> tuple[Settings, ShardPlan, list[str]]:
+    """Settings, plan and devices by rank: rank 0's decision, the same on every rank."""
+    mine = Capabilities(comm.rank, str(device), fast_dtypes(device), spec.settings)
+    gathered = comm.gather_bytes(msgspec.msgpack.encode(mine))
+    decision = b""
+    if gathered is not None:
+        ranks = [msgspec.msgpack.decode(data, type=Capabilities) for data in gathered]
+        decision = msgspec.msgpack.encode(_decide(ranks, files))
+    decided = msgspec.msgpack.decode(comm.broadcast_bytes(decision if comm.rank == 0 else None), type=Agreement)
+    if decided.refused is not None:
+        comm.gather_bytes(b"")  # every rank has heard it, and none needs to be told by an abort
+        raise Refused(decided.refused)
+    assert decided.plan is not None
+    return decided.settings, decided.plan, decided.devices
+
+
+def _decide(ranks: list[Capabilities], files: ModelFiles) -> Agreement:
+    devices = [rank.device for rank in ranks]
+    try:
+        sizes = dimensions(files.config, files.name)
+        settings = agree(ranks, sizes.context)
+        plan = plan_shards(sizes, len(ranks), settings.split)
+    except RingLMError as error:
+        return Agreement(Settings(), None, devices, str(error))
+    return Agreement(settings, plan, devices)
+
+
+def agree(ranks: list[Capabilities], model_context: int) -> Settings:
+    """The settings of the ring, complete. Raises ConfigError when a daemon was told something else."""
+    ours = ranks[0].settings
+    for daemon in ranks[1:]:
+        _check(daemon, ours)
+    dtype = ours.dtype
+    if dtype == "auto":
+        dtype = next((d for d in ("bfloat16", "float16") if all(d in rank.dtypes for rank in ranks)), "float32")
+    if ours.split is not None and len(ours.split) != len(ranks):
+        raise ConfigError(f"--split has {len(ours.split)} weights for world size {len(ranks)}; give one a rank.")
+    context = ours.context or min(model_context, DEFAULT_CONTEXT)
+    if context > model_context:
+        raise ConfigError(f"--context {context} is more than the {model_context} positions the model was made for.")
+    return msgspec.structs.replace(ours, dtype=dtype, context=context, max_seqs=ours.max_seqs or DEFAULT_MAX_SEQS)
+
+
+def _check(daemon: Capabilities, ours: Settings) -> None:
+    default = Settings()
+    for name in Settings.__struct_fields__:
+        theirs, mine = getattr(daemon.settings, name), getattr(ours, name)
+        if theirs not in (getattr(default, name), mine):
+            raise ConfigError(
+                f"rank {daemon.rank} was started with {name} {theirs} and rank 0 with "
+                f"{'none given' if mine is None else mine}; leave it out on rank {daemon.rank}, or give both the same."
+            )

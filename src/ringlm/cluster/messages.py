@@ -1,0 +1,77 @@
+"""What a frontend and its engine process say to each other over their socketpair.
+
+Frontend to engine: Submit, Cancel, Ping, Shutdown. Engine to frontend: Progress, Ready, Output, Failed.
+Each message is msgpack behind a 4-byte little-endian length (cluster/channel.py).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ringlm.engine.request import SamplingParams, StopReason
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """A new request. `id` is the frontend's and unique while the request lives."""
+
+    id: int
+    prompt_tokens: list[int]
+    params: SamplingParams
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """End request `id`; answered by its last Output (CANCELED), or ignored if it has already ended."""
+
+    id: int
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """The frontend is alive. Sent every second; an engine that hears none for 3 s stops its heartbeat."""
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """End every rank."""
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """Start-up is going on. `stage` is 'connect' or 'load'; done of total bytes (0 of 0: unknown)."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """Every rank has loaded. What the frontend may promise from here on."""
+
+    model: str
+    world_size: int
+    context: int
+    vocabulary: int
+    eos_token_ids: list[int]
+    dtype: str
+    devices: list[str]  # by rank
+
+
+class Output(msgspec.Struct, frozen=True, tag=True):
+    """News of request `id`: new tokens, and at its end why it ended, with the timings of the whole."""
+
+    id: int
+    tokens: list[int]
+    finish_reason: StopReason | None = None
+    prefill_s: float = 0.0  # from admission to the first token
+    decode_s: float = 0.0  # from the first token to the last
+    ring_s: float = 0.0  # time within collectives, of prefill_s + decode_s
+    error: str | None = None  # the request was refused (a RequestError); finish_reason is then None
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The engine has ended. `kind` is the class name of a RingLMError, or 'InternalError'."""
+
+    kind: str
+    message: str
+    rank: int | None = None
+
+
+ToEngine = Submit | Cancel | Ping | Shutdown
+ToFrontend = Progress | Ready | Output | Failed

@@ -1,0 +1,225 @@
+"""The engine process of one rank: connect, agree, load, then lead (rank 0) or follow.
+
+    python -m ringlm.cluster.worker --spec FD [--channel FD]
+
+It ends when its frontend or launcher does, when rank 0 says so (status 0), or when a rank is lost
+(status 1, which names it). Messages to a person go to stderr, one line each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import msgspec
+
+from ringlm import errors
+from ringlm.cluster import messages, spec
+from ringlm.cluster.agreement import Loaded, Refused, load
+from ringlm.cluster.channel import Channel, ChannelClosed
+from ringlm.cluster.messages import Cancel, Failed, Output, Progress, Ready, Shutdown, Submit
+from ringlm.cluster.parent import watch_parent
+from ringlm.cluster.spec import EngineSpec
+from ringlm.engine.engine import Engine
+from ringlm.engine.follower import follow
+from ringlm.errors import PeerError, RequestError, RingLMError
+from ringlm.ring import Heartbeat, Ring, RingConfig, connect
+from ringlm.ring.collectives import last_words
+
+FRONTEND_SILENCE_S = 3.0
+_IDLE_S = 0.5  # an idle rank 0 looks this often whether the ring still holds
+
+
+class Frontend:
+    """Rank 0's line to the process that it works for: a thread receives, the engine's thread takes.
+
+    A daemon of the same parent has one too, by which it learns that the parent has ended.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._channel: Channel[messages.ToEngine] = Channel(socket.socket(fileno=fd), messages.ToEngine)
+        self.on_end: Callable[[], None] = lambda: None
+        self._inbox: queue.SimpleQueue[Submit | Cancel | Shutdown | None] = queue.SimpleQueue()
+        self._heard = time.monotonic()
+        threading.Thread(target=self._receive, name="ringlm-frontend", daemon=True).start()
+
+    def alive(self) -> bool:
+        """Whether the frontend has spoken lately; one that is stopped takes its ring's heartbeat with it."""
+        return time.monotonic() - self._heard < FRONTEND_SILENCE_S
+
+    def messages(self, wait_s: float) -> Iterator[Submit | Cancel | Shutdown]:
+        """What has arrived; waits up to `wait_s` for the first. Raises ChannelClosed at the frontend's end."""
+        with contextlib.suppress(queue.Empty):
+            message = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
+            while True:
+                if message is None:
+                    raise ChannelClosed
+                yield message
+                message = self._inbox.get_nowait()
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Raises ChannelClosed."""
+        self._channel.send(message)
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                message = self._channel.receive()
+                self._heard = time.monotonic()
+                if isinstance(message, Submit | Cancel | Shutdown):
+                    self._inbox.put(message)
+        except (ChannelClosed, msgspec.MsgspecError, UnicodeDecodeError):
+            self._inbox.put(None)
+            self.on_end()
+
+
+class Worker:
+    """One rank of a ring, from start to end."""
+
+    def __init__(self, engine: EngineSpec, frontend: Frontend | None) -> None:
+        self.spec = engine
+        self.frontend = frontend
+        self.config = engine.ring or RingConfig()
+        self.ring: Ring | None = None
+        self._stepping = False
+
+    def run(self) -> None:
+        """Raises the RingLMError that ended the ring; returns when it ended in order."""
+        loaded = None
+        try:
+            loaded = self._start()
+            if self.config.rank == 0:
+                self._lead(loaded)
+            else:
+                follow(loaded.runner, loaded.comm)
+        except BaseException as error:
+            if self.ring is not None and not isinstance(error, PeerError | Refused):
+                self.ring.abort(last_words(error))
+            raise
+        finally:
+            if self.ring is not None:
+                self.ring.close()
+
+    def _start(self) -> Loaded:
+        self._tell(Progress("connect"))
+
+        def join(fingerprint: str) -> Ring:
+            # Only rank 0's frontend speaks; a daemon learns of its parent's end from the channel's.
+            heartbeat = Heartbeat(self._progress)
+            if self.frontend is not None and self.config.rank == 0:
+                heartbeat = Heartbeat(self._progress, self.frontend.alive)
+            self.ring = connect(self.config, fingerprint=fingerprint, heartbeat=heartbeat)
+            watch_parent(lambda: self._orphaned("its launcher ended"))
+            if self.frontend is not None and self.config.rank != 0:
+                self.frontend.on_end = lambda: self._orphaned("its parent process ended")
+            return self.ring
+
+        return load(self.spec, join, lambda done, total: self._tell(Progress("load", done, total)))
+
+    def _progress(self) -> tuple[int, bool]:
+        """For the heartbeat: a counter that grows while this rank works, and whether it should."""
+        ring = self.ring
+        if ring is None:
+            return 0, False
+        return ring.sequence, self._stepping and not ring.waiting
+
+    def _orphaned(self, why: str) -> None:
+        if self.ring is not None:
+            self.ring.abort(why)
+
+    def _lead(self, loaded: Loaded) -> None:
+        """Rank 0: hand requests to the engine, step while there is work, hand out what comes of it."""
+        frontend = self.frontend
+        assert frontend is not None
+        engine = Engine(loaded.runner, loaded.comm)
+        frontend.send(loaded.ready)
+        try:
+            while True:
+                for message in frontend.messages(0.0 if engine.has_work else _IDLE_S):
+                    if isinstance(message, Shutdown):
+                        engine.stop()
+                        return
+                    self._accept(engine, message)
+                if engine.has_work:
+                    self._stepping = True
+                    for delta in engine.step():
+                        frontend.send(Output(*delta))
+                    self._stepping = False
+                elif self.ring is not None:
+                    self.ring.check()
+        except ChannelClosed:
+            raise RingLMError("its frontend ended without a word.") from None
+
+    def _accept(self, engine: Engine, message: Submit | Cancel) -> None:
+        assert self.frontend is not None
+        if isinstance(message, Cancel):
+            delta = engine.cancel(message.id)
+            if delta is not None:
+                self.frontend.send(Output(*delta))
+            return
+        try:
+            engine.submit(message.id, message.prompt_tokens, message.params)
+        except RequestError as error:
+            self.frontend.send(Output(message.id, [], error=str(error)))
+
+    def _tell(self, message: Progress | Ready) -> None:
+        if self.frontend is not None and self.config.rank == 0:
+            self.frontend.send(message)
+
+
+def _report(error: BaseException, rank: int, frontend: Frontend | None) -> int:
+    """Tell the frontend, or whoever reads stderr, why this rank ends; its exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, SystemExit):
+        return int(error.code or 0)
+    if isinstance(error, RingLMError):
+        public = next(kind for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
+        kind, text, status = public.__name__, str(error), error.exit_status
+    else:
+        kind, text, status = "InternalError", f"{type(error).__name__}: {error}", 1
+        traceback.print_exception(error)
+    if frontend is not None and rank == 0:
+        with contextlib.suppress(ChannelClosed):
+            frontend.send(Failed(kind, text, error.rank if isinstance(error, PeerError) else None))
+    else:
+        print(f"ringlm: {kind}: {text}", file=sys.stderr, flush=True)
+    return status
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+def main() -> int:
+    """The engine process; its exit status."""
+    parser = argparse.ArgumentParser(prog="ringlm-worker")
+    parser.add_argument("--spec", type=int, required=True)
+    parser.add_argument("--channel", type=int)
+    arguments = parser.parse_args()
+    engine = spec.receive(arguments.spec)
+    rank = engine.ring.rank if engine.ring is not None else 0
+    logging.basicConfig(level=os.environ.get("RINGLM_LOG", "WARNING").upper(), format="ringlm: %(message)s")
+    signal.signal(signal.SIGTERM, _terminate)
+    frontend = Frontend(arguments.channel) if arguments.channel is not None else None
+    worker = Worker(engine, frontend)
+    try:
+        worker.run()
+    except BaseException as error:  # noqa: BLE001 - the last place; every kind is reported
+        return _report(error, rank, frontend)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The engine of rank 0: requests in, tokens out, one step at a time; the other ranks follow. Knows token ids;
+no text, no sockets, no frontends."""
+
+from __future__ import annotations
+
+import time
+
+from ringlm.engine.allocator import BlockAllocator
+from ringlm.engine.messages import Message, encode
+from ringlm.engine.request import SamplingParams
+from ringlm.engine.runner import Runner
+from ringlm.engine.sampler import sample
+from ringlm.engine.scheduler import Scheduler
+from ringlm.engine.sequence import Delta, Limits, Moment, begin
+from ringlm.parallel.communicator import Communicator
+
+TOKEN_BUDGET = 512
+
+
+class Engine:
+    """Decides every step and runs rank 0's part of it. For one thread; calls come between steps.
+
+    At most `max_seqs` sequences run at once (None: as many as the runner's cache has blocks), and a step takes
+    at most `token_budget` tokens, or one for each of them.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        comm: Communicator,
+        *,
+        max_seqs: int | None = None,
+        token_budget: int = TOKEN_BUDGET,
+        epoch: int = 0,
+    ) -> None:
+        config, cache = runner.model.config, runner.cache
+        max_seqs = cache.blocks if max_seqs is None else max_seqs
+        self.runner = runner
+        self.comm = comm
+        self.limits = Limits(cache.context, config.vocabulary, frozenset(config.eos_token_ids))
+        self.scheduler = Scheduler(
+            max_seqs=max_seqs,
+            allocator=BlockAllocator(cache.blocks),
+            token_budget=max(token_budget, max_seqs),
+            clock=self._clock,
+            epoch=epoch,
+        )
+        self._stopped = False
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def submit(self, id: int, prompt_tokens: list[int], params: SamplingParams) -> None:
+        """Queue a request; RequestError if it cannot be computed or one of its id has not ended."""
+        self.scheduler.add(begin(id, prompt_tokens, params, self.limits))
+
+    def cancel(self, id: int) -> Delta | None:
+        """End a request and free its blocks. Its last news; None if it is unknown or has ended."""
+        return self.scheduler.cancel(id)
+
+    def step(self) -> list[Delta]:
+        """One turn: choose the work, run it on every rank, hand out the tokens."""
+        work = self.scheduler.schedule()  # who advances, by how many tokens
+        if work is None:
+            return []
+        self._tell(work.message)  # daemons wait in this same broadcast
+        logits = self.runner.run(work.message)
+        return self.scheduler.commit(work, sample(logits, work.sampled))
+
+    def stop(self) -> None:
+        """Tell the other ranks that there are no more steps. A second call does nothing."""
+        if not self._stopped:
+            self._stopped = True
+            self._tell(self.scheduler.stop())
+
+    def _tell(self, message: Message) -> None:
+        if self.comm.world_size > 1:
+            self.comm.broadcast_bytes(encode(message))
+
+    def _clock(self) -> Moment:
+        return Moment(time.perf_counter(), getattr(self.comm, "seconds", 0.0))

@@ -1,0 +1,49 @@
+"""Runs one step message: the same forward on every rank, and the wanted logits to rank 0. Knows nothing of
+requests, and not who sent the message."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ringlm.engine.logits import Logits, merge, pack, pick, unpack
+from ringlm.engine.messages import StepMessage
+from ringlm.engine.step import batch_of
+from ringlm.models.cache import KVCache
+from ringlm.models.causal_lm import CausalLM
+from ringlm.parallel.communicator import Communicator
+
+
+class Runner:
+    """A rank's part of the model, its cache, and its links."""
+
+    def __init__(self, model: CausalLM, cache: KVCache, comm: Communicator) -> None:
+        self.model = model
+        self.cache = cache
+        self.comm = comm
+
+    def run(self, message: StepMessage) -> Logits | None:
+        """The logits of the wanted positions, in order; None where none are wanted, and on ranks other than 0."""
+        batch = batch_of(message, self.model.device)
+        local = self.model.forward(batch, self.cache)  # (wanted, this rank's vocabulary rows) float32
+        if local.shape[0] == 0:
+            return None
+        if message.candidates:
+            return self._gather_candidates(local, message.candidates)
+        return self._gather_all(local)
+
+    def _gather_candidates(self, local: Tensor, k: int) -> Logits | None:
+        candidates = pick(local, k, self.model.shard.vocabulary.start)
+        if self.comm.world_size == 1:
+            return candidates
+        parts = self.comm.gather_bytes(pack(candidates))
+        if parts is None:
+            return None
+        return merge([unpack(data, len(local), rank) for rank, data in enumerate(parts)], k)
+
+    def _gather_all(self, local: Tensor) -> Logits | None:
+        parts = self.comm.gather(local.contiguous())
+        if parts is None:
+            return None
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (wanted, vocabulary)
+        return logits.cpu().numpy()

@@ -1,0 +1,121 @@
+"""One request on its way: its tokens so far, what of them is cached, when it ends. Rank 0 only; knows token
+ids, no scheduling, no torch."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ringlm.engine.request import SamplingParams, StopReason
+from ringlm.errors import RequestError
+
+
+class Limits(NamedTuple):
+    """What the model allows every request."""
+
+    context: int  # positions of the cache a sequence may fill
+    vocabulary: int
+    eos_token_ids: frozenset[int]
+
+
+class Moment(NamedTuple):
+    """A reading of the clock: seconds since some start, in all and within collectives."""
+
+    wall_s: float
+    ring_s: float
+
+
+Clock = Callable[[], Moment]
+
+
+class Delta(NamedTuple):
+    """News of request `id`: its new tokens, and at its end the reason (or the error) and the timings."""
+
+    id: int
+    tokens: list[int]
+    finish_reason: StopReason | None = None
+    prefill_s: float = 0.0  # from admission to the first token
+    decode_s: float = 0.0  # from the first token to the last
+    ring_s: float = 0.0  # time within collectives, of prefill_s + decode_s
+    error: str | None = None  # what a RequestError says; finish_reason is then None
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request's tokens and how far they are computed.
+
+    Position i holds tokens[i]; the keys and values of the first `cached` positions lie in `blocks`.
+    `blocks` is replaced, never changed: step messages hold it.
+    """
+
+    id: int
+    tokens: list[int]  # the prompt, then what was generated
+    params: SamplingParams
+    seed: int
+    stop_ids: frozenset[int]
+    max_length: int  # of tokens
+    cached: int = 0
+    blocks: list[int] = field(default_factory=list)
+    admitted: Moment | None = None
+    first_token: Moment | None = None
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not cached: 1 while decoding."""
+        return len(self.tokens) - self.cached
+
+    def append(self, token: int) -> StopReason | None:
+        """Take the next token; why the sequence ends with it, if it does."""
+        self.tokens.append(token)
+        if token in self.stop_ids:
+            return StopReason.STOP
+        return StopReason.LENGTH if len(self.tokens) >= self.max_length else None
+
+    def ended(
+        self, now: Moment, tokens: list[int], reason: StopReason | None = None, error: str | None = None
+    ) -> Delta:
+        """The last news, with the timings of the whole; those of a phase never reached are 0."""
+        start = self.admitted or now
+        first = self.first_token or now
+        return Delta(
+            id=self.id,
+            tokens=tokens,
+            finish_reason=reason,
+            prefill_s=first.wall_s - start.wall_s,
+            decode_s=now.wall_s - first.wall_s,
+            ring_s=now.ring_s - start.ring_s,
+            error=error,
+        )
+
+
+def begin(id: int, prompt_tokens: list[int], params: SamplingParams, limits: Limits) -> Sequence:
+    """The sequence of a new request; RequestError for a prompt that cannot be computed.
+
+    The last token generated is never fed back, so a prompt that fills the context still gets one.
+    """
+    _check_prompt(prompt_tokens, limits)
+    return Sequence(
+        id=id,
+        tokens=list(prompt_tokens),
+        params=params,
+        seed=secrets.randbits(64) if params.seed is None else params.seed,
+        stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else limits.eos_token_ids),
+        max_length=min(len(prompt_tokens) + params.max_tokens, limits.context + 1),
+    )
+
+
+def _check_prompt(tokens: list[int], limits: Limits) -> None:
+    if not tokens:
+        raise RequestError("The prompt is empty; it needs at least one token.")
+    if len(tokens) > limits.context:
+        raise RequestError(
+            f"The prompt has {len(tokens)} tokens and the context holds {limits.context}; "
+            "shorten the prompt or raise --context."
+        )
+    if min(tokens) < 0 or max(tokens) >= limits.vocabulary:
+        index, token = next((i, t) for i, t in enumerate(tokens) if not 0 <= t < limits.vocabulary)
+        raise RequestError(
+            f"Prompt token {index} is {token}; token ids of this model are 0 to {limits.vocabulary - 1}."
+        )

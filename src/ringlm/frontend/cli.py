@@ -1,0 +1,168 @@
+"""The `ringlm` command: its sub-commands, and errors as one line with an exit status. Starts fast: no torch."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from ringlm import __version__
+from ringlm.cluster.parent import watch_parent
+from ringlm.errors import RingLMError
+from ringlm.frontend import console, options
+
+app = typer.Typer(
+    name="ringlm",
+    help="One language model across the machines you already have.",
+    epilog="Example: ringlm launch -n 2 -- run -m demo -i",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_PROMPT: Any = {"rich_help_panel": "Answer"}
+
+
+@app.callback(invoke_without_command=True)
+def ringlm(
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    if version:
+        print(f"ringlm {__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    help="Answer a prompt, or chat, on this machine or as one rank of a ring.\n\n"
+    "Without --prompt and -i it chats on a terminal and else answers what is on stdin. In a ring (RING_*, "
+    "torchrun's variables, --nodes or --config) every rank is started with the same command; those but "
+    "rank 0 are daemons, and heed none of the answer's options.",
+    epilog='Example: ringlm run -m demo --prompt "What is the capital of France?" --temperature 0',
+)
+def run(
+    format: options.FormatArgument = None,
+    model: options.ModelOption = None,
+    interactive: Annotated[bool, typer.Option("-i", "--interactive", metavar="", help="Chat.", **_PROMPT)] = False,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Answer this and leave.", **_PROMPT)] = None,
+    max_tokens: Annotated[int, typer.Option(metavar="N", help="The longest answer.", **_PROMPT)] = 1024,
+    temperature: Annotated[
+        float, typer.Option(metavar="T", help="0 always takes the likeliest token.", **_PROMPT)
+    ] = 0.7,
+    top_k: Annotated[int, typer.Option(metavar="K", help="Choose among the K likeliest; 0: all.", **_PROMPT)] = 0,
+    top_p: Annotated[
+        float, typer.Option(metavar="P", help="Choose among the likeliest that make up P.", **_PROMPT)
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(metavar="P", help="Leave out what is below P of the likeliest.", **_PROMPT)
+    ] = 0.0,
+    seed: Annotated[int | None, typer.Option(metavar="S", help="The same seed, the same answer.", **_PROMPT)] = None,
+    throughput: Annotated[
+        bool, typer.Option("--throughput", metavar="", help="Show tokens per second.", **_PROMPT)
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.", **_PROMPT)
+    ] = False,
+    backend: options.BackendOption = "ring",
+    device: options.DeviceOption = None,
+    dtype: options.DtypeOption = "auto",
+    quant: options.QuantOption = "none",
+    context: options.ContextOption = None,
+    max_seqs: options.MaxSeqsOption = None,
+    threads: options.ThreadsOption = None,
+    split: options.SplitOption = None,
+    interface: options.InterfaceOption = None,
+    nodes: options.NodesOption = None,
+    node_rank: options.NodeRankOption = None,
+    config: options.ConfigOption = None,
+    secret_file: options.SecretOption = None,
+) -> None:
+    from ringlm.engine.request import SamplingParams
+    from ringlm.frontend.run import RunOptions
+    from ringlm.frontend.run import run as run_command
+
+    engine = options.EngineOptions(
+        format=format,
+        model=model,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        quant=quant,
+        context=context,
+        max_seqs=max_seqs,
+        threads=threads,
+        split=split,
+        interface=interface,
+        nodes=nodes,
+        node_rank=node_rank,
+        config=config,
+        secret_file=secret_file,
+    )
+    params = SamplingParams(
+        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+    )
+    run_command(engine, RunOptions(prompt, interactive, json, throughput), params)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog='Example: ringlm launch -n 2 -- run -m demo --prompt "Why is the sky blue?"',
+)
+def launch(
+    subcommand: Annotated[list[str], typer.Argument(metavar="-- SUBCOMMAND …", help="What every rank runs.")],
+    world_size: Annotated[int, typer.Option("-n", "--world-size", metavar="N", help="How many ranks.")],
+) -> None:
+    """Start all ranks of a ring on this machine, from one terminal.
+
+    Rank 0 has the terminal; the others' messages go to stderr, each behind its rank. Ctrl-C ends all.
+    """
+    from ringlm.cluster.launch import launch as launch_ranks
+
+    raise typer.Exit(launch_ranks(subcommand, world_size))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit status: 0 done, 1 a failure, 2 a mistake of the user's, 130 Ctrl-C."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what cannot be decoded or shown ends nothing
+    watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    # BadParameter is public; the bases are not, and where they live depends on typer's version.
+    usage_error: Any = typer.BadParameter.__mro__[1]
+    try:
+        status = app(args=arguments, prog_name="ringlm", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except usage_error as error:
+        return _usage(error)
+    except RingLMError as error:
+        console.fail(type(error).__name__, str(error))
+        return error.exit_status
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        # Nobody reads any more. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001  # the last resort: one line, and the rest on demand
+        if os.environ.get("RINGLM_DEBUG"):
+            traceback.print_exc()
+        console.fail(type(error).__name__, f"{error or 'no message'} (RINGLM_DEBUG=1 shows where)")
+        return 1
+
+
+def _usage(error: Any) -> int:
+    """A usage error as one line. Asking for help by giving nothing is one too, and has been shown already."""
+    message = error.format_message()
+    command = error.ctx.command_path if error.ctx is not None else "ringlm"
+    if message:
+        console.fail("", f"{message.rstrip('.')}. Try '{command} --help'.")
+    return int(error.exit_code)

@@ -1,0 +1,70 @@
+"""What the command line shows: answers, notes, errors. Knows terminals and pipes, no models.
+
+Answers go to stdout and everything else to stderr. Colour and escaped control characters are for
+terminals only; NO_COLOR is honoured.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from ringlm.frontend.session import Completion
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# C0 controls, DEL and C1 would let a model's words command the terminal: shown as symbols instead.
+_CONTROLS = (
+    {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n\r"}
+    | {0x0D: None, 0x7F: "\u2421"}
+    | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
+)
+
+
+def escape(text: str) -> str:
+    """`text` without characters that a terminal would act upon; carriage returns are dropped."""
+    return text.translate(_CONTROLS)
+
+
+def write(text: str) -> None:
+    """A part of an answer to stdout, at once."""
+    sys.stdout.write(escape(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def note(text: str, style: str = "dim") -> None:
+    """A line to the user, beside the answer."""
+    sys.stdout.flush()
+    stderr().print(escape(text), style=style)
+
+
+def fail(kind: str, message: str) -> None:
+    """The one line of an error."""
+    name = f"ringlm: {kind}: " if kind else "ringlm: "
+    sys.stdout.flush()
+    console = stderr()
+    console.print(name, style="bold red", end="")
+    console.print(escape(" ".join(message.split())))
+
+
+def figures(completion: Completion, world_size: int, on_stderr: bool = False) -> None:
+    """A line of tokens per second in and out, and the share of time in the ring; after the answer."""
+    sys.stdout.flush()
+    _console(on_stderr).print(
+        f"prompt {completion.prompt_tokens} tokens, {completion.prompt_tokens_per_s:.1f} tok/s · "
+        f"answer {completion.completion_tokens} tokens, {completion.tokens_per_s:.1f} tok/s · "
+        f"ring {completion.ring_share:.0%} of the time, world size {world_size}",
+        style="dim",
+    )
+
+
+def stderr() -> Console:
+    """Rich's console, without its own ideas about markup and line ends."""
+    return _console(on_stderr=True)
+
+
+def _console(on_stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=on_stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)

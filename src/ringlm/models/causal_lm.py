@@ -1,0 +1,75 @@
+"""A language model's part on one rank: embed, blocks, head. Families bring the blocks.
+
+Communication is the embedding's reduction, and what the blocks do: two reductions each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ringlm.models.attention import AttentionStep
+from ringlm.models.batch import Batch
+from ringlm.models.cache import KVCache
+from ringlm.models.config import ModelConfig
+from ringlm.models.rope import RopeTable
+from ringlm.parallel.linear import ColumnParallel, VocabularyParallel
+from ringlm.parallel.shard import RankShard
+
+
+class Block(Protocol):
+    """One layer."""
+
+    def forward(self, hidden: Tensor, attention: AttentionStep) -> None:
+        """Adds to `hidden` (T, hidden_size) in place."""
+        ...
+
+
+class CausalLM:
+    """This rank's shard of a model. `nbytes` are its weights'; every rank calls `forward` with the same batches."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        shard: RankShard,
+        rope: RopeTable,
+        embedding: VocabularyParallel,
+        blocks: Sequence[Block],
+        norm: Tensor,
+        head: ColumnParallel,
+        nbytes: int,
+    ) -> None:
+        self.config, self.shard, self.nbytes = config, shard, nbytes
+        self._rope, self._embedding, self._blocks, self._norm, self._head = rope, embedding, blocks, norm, head
+
+    @property
+    def device(self) -> torch.device:
+        """Where the shard is, and where batches belong."""
+        return self._norm.device
+
+    def new_cache(self, blocks: int) -> KVCache:
+        """An empty cache for `blocks` sequences of `config.context` positions."""
+        return KVCache(
+            blocks=blocks,
+            layers=len(self._blocks),
+            kv_heads=len(self.shard.kv_heads),
+            context=self.config.context,
+            head_dim=self.config.head_dim,
+            dtype=self._norm.dtype,
+            device=self._norm.device,
+        )
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+        """Logits of the wanted rows over this rank's vocabulary, float32 (W, vocabulary rows); the cache grows by
+        the batch's positions. Raises IndexError for positions outside the cache."""
+        hidden = self._embedding(batch.tokens)  # (T, hidden_size)
+        attention = AttentionStep(batch, cache, self._rope, len(self.shard.query_heads), len(self.shard.kv_heads))
+        for block in self._blocks:
+            block.forward(hidden, attention)
+        wanted = F.rms_norm(hidden[batch.wanted], self._norm.shape, self._norm, self.config.norm_eps)
+        return self._head(wanted).float()

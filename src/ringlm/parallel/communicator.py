@@ -1,0 +1,65 @@
+"""What the models and the engine ask of the links between ranks. Knows no sockets: a `Communicator` is
+whatever has these methods, such as the ring, a torch.distributed group, or threads in a test."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Communicator(Protocol):
+    """Collectives between `world_size` ranks; every rank calls the same ones in the same order."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, in place and returned; the same bits on every rank."""
+        ...
+
+    def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
+        """`root`'s bytes on every rank; the others pass None."""
+        ...
+
+    def gather_bytes(self, data: bytes, root: int = 0) -> list[bytes] | None:
+        """Every rank's bytes in rank order on `root`, None elsewhere."""
+        ...
+
+    def gather(self, tensor: Tensor, root: int = 0) -> list[Tensor] | None:
+        """Every rank's contiguous 2-D tensor in rank order on `root`, None elsewhere.
+
+        One dtype and one dim 0 for all; dim 1 may differ from rank to rank.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what the ranks share; a second call does nothing."""
+        ...
+
+
+class Alone:
+    """The Communicator of a world of one: every collective is the identity, without a copy."""
+
+    rank = 0
+    world_size = 1
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
+        if data is None:
+            raise ValueError("the root of a broadcast has to give its bytes")
+        return data
+
+    def gather_bytes(self, data: bytes, root: int = 0) -> list[bytes] | None:
+        return [data]
+
+    def gather(self, tensor: Tensor, root: int = 0) -> list[Tensor] | None:
+        return [tensor]
+
+    def close(self) -> None:
+        pass

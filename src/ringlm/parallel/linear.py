@@ -1,0 +1,118 @@
+"""Linear layers and embeddings of which each rank holds a part. Knows no files and no model: a layer is a
+specification (which tensors, which rows or columns of them), a way of storing the matrix, and a bias.
+
+Column-parallel layers split what comes out, row-parallel ones what goes in (Megatron-LM, arXiv:1909.08053);
+a row-parallel layer is the only one that communicates: its partial sums are reduced and added to the residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ringlm.parallel.communicator import Communicator
+from ringlm.parallel.shard import Range
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows and columns of one matrix in the file, whose whole shape is `shape`, (out, in)."""
+
+    name: str  # without ".weight" or ".bias"
+    shape: tuple[int, int]
+    rows: Range
+    columns: Range
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """One product: its parts are stacked by rows in this order."""
+
+    parts: tuple[Part, ...]
+    bias: bool = False
+
+
+def column_parallel(prefix: str, in_features: int, bias: bool, **outputs: tuple[int, Range]) -> LinearSpec:
+    """Layers of one input, fused: for each its name after `prefix`, its whole size and this rank's rows of it."""
+    every = Range(0, in_features)
+    parts = (Part(prefix + name, (size, in_features), rows, every) for name, (size, rows) in outputs.items())
+    return LinearSpec(tuple(parts), bias)
+
+
+def row_parallel(name: str, shape: tuple[int, int], columns: Range, bias: bool) -> LinearSpec:
+    """The layer `name` of shape (out, in), of whose inputs this rank has `columns`."""
+    return LinearSpec((Part(name, shape, Range(0, shape[0]), columns),), bias)
+
+
+class Storage(Protocol):
+    """A matrix (out, in) as it lies in memory, and its product."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(T, in) to (T, out), plus the bias (out,)."""
+        ...
+
+
+Store = Callable[[Tensor], Storage]  # from the dense matrix (out, in)
+
+
+class Dense:
+    """The matrix as it is, in the dtype of the activations."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, self.weight, bias)
+
+
+class ColumnParallel:
+    """This rank's outputs of one or several fused layers, each with its part of the bias."""
+
+    def __init__(self, matrix: Storage, bias: Tensor | None) -> None:
+        self.matrix, self.bias = matrix, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(T, in) to (T, this rank's outputs)."""
+        return self.matrix(x, self.bias)
+
+
+class RowParallel:
+    """A layer of whose inputs this rank has some; the sum over ranks goes straight into the residual."""
+
+    def __init__(self, matrix: Storage, bias: Tensor | None, comm: Communicator) -> None:
+        self.matrix, self.bias, self.comm = matrix, bias, comm
+
+    def add_to(self, residual: Tensor, x: Tensor) -> None:
+        """residual (T, out) += the sum over ranks of their products with x (T, this rank's inputs), + bias once."""
+        residual.add_(self.comm.all_reduce(self.matrix(x)))
+        if self.bias is not None:
+            residual.add_(self.bias)
+
+
+class VocabularyParallel:
+    """The embedding of tokens, of which this rank holds the rows `rows`; the other ranks' tokens give zeros here."""
+
+    def __init__(self, weight: Tensor, rows: Range, comm: Communicator) -> None:
+        self.weight, self.rows, self.comm = weight, rows, comm
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """int64 (T,) to (T, hidden_size), the same on every rank."""
+        if self.comm.world_size == 1:
+            return F.embedding(tokens, self.weight)
+        if not len(self.rows):
+            return self.comm.all_reduce(self.weight.new_zeros(len(tokens), self.weight.shape[1]))
+        local = tokens - self.rows.start
+        elsewhere = (local < 0) | (local >= len(self.rows))
+        embedded = F.embedding(local.masked_fill_(elsewhere, 0), self.weight)
+        return self.comm.all_reduce(embedded.masked_fill_(elsewhere[:, None], 0))

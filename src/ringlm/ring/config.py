@@ -1,0 +1,262 @@
+"""RingConfig: who this rank is and where its neighbours are. Reads settings, opens nothing.
+
+Sources, the earlier beats the later: arguments, the environment (RING_*, torchrun's), a file
+(RING_CONFIG's JSON, or a cluster file). All are checked here, so that a wrong one is one clear line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ringlm.errors import ConfigError
+from ringlm.ring.address import Address, is_loopback, parse_address, parse_port
+
+DEFAULT_PORT = 7600
+MAX_WORLD_SIZE = 256
+
+_JSON_FIELDS = ("master_ip", "master_port", "port", "right_ip", "right_port", "rank", "world_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One `[[node]]` of a cluster file. Only host and port matter to the ring."""
+
+    host: str
+    port: int = DEFAULT_PORT
+    device: str | None = None
+    model: str | None = None
+    weight: float | None = None
+
+    @property
+    def address(self) -> Address:
+        return Address(self.host, self.port)
+
+
+@dataclasses.dataclass(frozen=True)
+class RingConfig:
+    """Everything `connect` needs. Raises ConfigError when the parts contradict each other.
+
+    rank, world_size: this rank, 0 <= rank < world_size.
+    port: where this rank listens, for every kind of link; 0 picks a free one.
+    right: the right neighbour, rank + 1 modulo world size.
+    master: rank 0, where it is given; the rendezvous (a torch TCPStore) when `right` is not.
+    secret: shared by all ranks; without one only loopback addresses are bound and dialled.
+    interface: the address or the name of the network interface to listen on.
+    connect_timeout_s: how long to wait for the others; timeout_s: for one collective.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    port: int = 0
+    right: Address | None = None
+    master: Address | None = None
+    secret: bytes | None = dataclasses.field(default=None, repr=False)
+    interface: str | None = None
+    connect_timeout_s: float = 120.0
+    timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.world_size <= MAX_WORLD_SIZE:
+            raise ConfigError(f"world size is {self.world_size}; it must be from 1 to {MAX_WORLD_SIZE}.")
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(
+                f"rank is {self.rank}, but world size {self.world_size} has ranks 0 to {self.world_size - 1}."
+            )
+        parse_port(self.port, "the port this rank listens on", zero=True)
+        if self.world_size == 1:
+            return
+        if self.right is None and self.master is None:
+            raise ConfigError(
+                f"rank {self.rank} of {self.world_size} does not know its right neighbour: "
+                "set RING_RIGHT (and RING_RIGHT_IP), or MASTER_ADDR and MASTER_PORT, or give --nodes or --config."
+            )
+        if self.secret is not None and not self.secret:
+            raise ConfigError("the secret is empty; write one with: openssl rand -hex 16")
+        if self.secret is None:
+            for what, address in (("right neighbour", self.right), ("master", self.master)):
+                if address is not None and not is_loopback(address.host):
+                    raise ConfigError(
+                        f"the {what} {address} is another machine; links beyond loopback need a shared secret: "
+                        "set RING_SECRET or --secret-file to the same value on every rank."
+                    )
+
+    def replace(self, **changes: Any) -> RingConfig:
+        """A checked copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    @staticmethod
+    def present(environ: Mapping[str, str] | None = None) -> bool:
+        """Whether the environment describes a ring."""
+        environ = os.environ if environ is None else environ
+        return any(environ.get(name) for name in ("RING_CONFIG", "RING_RANK", "RING_WORLD_SIZE")) or (
+            bool(environ.get("RANK")) and bool(environ.get("WORLD_SIZE"))
+        )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **changes: Any) -> RingConfig:
+        """From RING_* and torchrun's variables; `changes` beat them. Raises ConfigError.
+
+        RING_* and torchrun's variables that disagree are refused, as are a rank without a world size.
+        """
+        environ = os.environ if environ is None else environ
+        if not cls.present(environ):
+            raise ConfigError(
+                "no ring in the environment: set RING_RANK, RING_WORLD_SIZE, RING_PORT and RING_RIGHT, "
+                "or start the ranks with 'ringlm launch' or torchrun."
+            )
+        path = environ.get("RING_CONFIG")
+        return cls._from_fields(_read_json(Path(path)) if path else {}, environ, changes)
+
+    @classmethod
+    def from_json(cls, path: str | Path, **changes: Any) -> RingConfig:
+        """From a RING_CONFIG file: master_ip, master_port, port, right_ip, right_port, rank, world_size."""
+        return cls._from_fields(_read_json(Path(path)), {}, changes)
+
+    @classmethod
+    def from_nodes(cls, nodes: Sequence[Node], rank: int, **changes: Any) -> RingConfig:
+        """From the nodes of a cluster file, in rank order."""
+        if not 0 <= rank < len(nodes):
+            raise ConfigError(f"node rank is {rank}, but there are {len(nodes)} nodes, 0 to {len(nodes) - 1}.")
+        addresses = [node.address for node in nodes]
+        for address in addresses:
+            if addresses.count(address) > 1:
+                raise ConfigError(f"two nodes are {address}; give each a host or a port of its own.")
+        fields: dict[str, Any] = {
+            "rank": rank,
+            "world_size": len(nodes),
+            "port": nodes[rank].port,
+            "right": addresses[(rank + 1) % len(nodes)] if len(nodes) > 1 else None,
+        }
+        if "secret" not in changes:
+            fields["secret"] = read_secret(os.environ)
+        return cls(**(fields | changes))
+
+    @classmethod
+    def _from_fields(
+        cls, file: Mapping[str, Any], environ: Mapping[str, str], changes: Mapping[str, Any]
+    ) -> RingConfig:
+        def setting(field: str, ring: str, torchrun: str | None = None) -> tuple[str, str] | None:
+            """The value and the name of the variable or field that gave it."""
+            ours, theirs = environ.get(ring), environ.get(torchrun) if torchrun else None
+            if ours and theirs and ours != theirs:
+                raise ConfigError(f"{ring} is {ours} but {torchrun} is {theirs}; unset one of them.")
+            if ours:
+                return ours, ring
+            if theirs:
+                return theirs, str(torchrun)
+            return (str(file[field]), f"'{field}' in RING_CONFIG") if field in file else None
+
+        def number(found: tuple[str, str] | None, what: str) -> int:
+            if found is None:
+                raise ConfigError(f"{what} is missing; a ring needs RING_RANK and RING_WORLD_SIZE on every rank.")
+            try:
+                return int(found[0])
+            except ValueError:
+                raise ConfigError(f"{found[1]} is {found[0]!r}; it must be a whole number.") from None
+
+        rank = number(setting("rank", "RING_RANK", "RANK"), "RING_RANK")
+        world_size = number(setting("world_size", "RING_WORLD_SIZE", "WORLD_SIZE"), "RING_WORLD_SIZE")
+        port = setting("port", "RING_PORT")
+        right_port = setting("right_port", "RING_RIGHT")
+        right_ip = setting("right_ip", "RING_RIGHT_IP")
+        master_ip = setting("master_ip", "RING_MASTER_IP", "MASTER_ADDR")
+        master_port = setting("master_port", "RING_MASTER_PORT", "MASTER_PORT")
+        fields: dict[str, Any] = {"rank": rank, "world_size": world_size}
+        if port:
+            fields["port"] = parse_port(port[0], port[1])
+        if right_port:
+            host = right_ip[0] if right_ip else "127.0.0.1"
+            fields["right"] = Address(host, parse_port(right_port[0], right_port[1]))
+        if master_ip or master_port:
+            host = master_ip[0] if master_ip else "127.0.0.1"
+            fields["master"] = Address(host, parse_port(*master_port) if master_port else 29500)
+        if environ.get("RING_INTERFACE"):
+            fields["interface"] = environ["RING_INTERFACE"]
+        if "secret" not in changes:
+            fields["secret"] = read_secret(environ)
+        fields |= changes
+        if right_port and "port" not in fields and world_size > 1:
+            raise ConfigError("RING_RIGHT is set but RING_PORT is not; RING_PORT is where this rank listens.")
+        return cls(**fields)
+
+
+def read_secret(environ: Mapping[str, str], path: str | Path | None = None) -> bytes | None:
+    """The secret from `path`, else RING_SECRET, else the file RING_SECRET_FILE names. Raises ConfigError."""
+    if path is None and environ.get("RING_SECRET"):
+        return environ["RING_SECRET"].strip().encode()  # as a file's
+    path = path or environ.get("RING_SECRET_FILE")
+    if not path:
+        return None
+    try:
+        secret = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"the secret file {path} cannot be read: {error.strerror}.") from None
+    if not secret:
+        raise ConfigError(f"the secret file {path} is empty; write one with: openssl rand -hex 16 > {path}")
+    return secret
+
+
+def parse_nodes(text: str) -> tuple[Node, ...]:
+    """`host:port,host:port` in rank order (`--nodes`). Raises ConfigError."""
+    return tuple(Node(*parse_address(part, "--nodes", DEFAULT_PORT)) for part in text.split(","))
+
+
+def load_cluster_file(path: str | Path) -> tuple[Node, ...]:
+    """The `[[node]]` tables of a cluster file, in rank order. Raises ConfigError."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        tables = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"the cluster file {path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the cluster file {path} is not TOML: {error}.") from None
+    nodes = tables.get("node")
+    if not isinstance(nodes, list) or not nodes:
+        raise ConfigError(f"the cluster file {path} has no [[node]] tables; write one a rank, in rank order.")
+    return tuple(_node(table, f"[[node]] {rank} in {path}") for rank, table in enumerate(nodes))
+
+
+def _node(table: Any, where: str) -> Node:
+    types: dict[str, type | tuple[type, ...]] = {
+        "host": str,
+        "port": int,
+        "device": str,
+        "model": str,
+        "weight": (int, float),
+    }
+    if not isinstance(table, dict) or "host" not in table:
+        raise ConfigError(f"{where} has no host.")
+    for key, value in table.items():
+        if key not in types:
+            raise ConfigError(f"{where} has an unknown key '{key}'; known are {', '.join(types)}.")
+        if not isinstance(value, types[key]) or isinstance(value, bool):
+            raise ConfigError(f"{where}: '{key}' is {value!r}, which is of the wrong type.")
+    return Node(**(table | {"port": parse_port(table.get("port", DEFAULT_PORT), where)}))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"RING_CONFIG: {path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise ConfigError(f"RING_CONFIG: {path} is not JSON: {error}.") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"RING_CONFIG: {path} holds no object; its fields are {', '.join(_JSON_FIELDS)}.")
+    for name, value in fields.items():
+        if name not in _JSON_FIELDS:
+            raise ConfigError(
+                f"RING_CONFIG: {path} has an unknown field '{name}'; known are {', '.join(_JSON_FIELDS)}."
+            )
+        if isinstance(value, bool) or not isinstance(value, str | int | None):
+            raise ConfigError(f"RING_CONFIG: {path}: '{name}' is {value!r}; it must be a number or a string.")
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,271 @@
+"""The control plane: links in a star to rank 0 that say who is alive and why the ring ended.
+
+One thread a rank, asleep in select. A heartbeat carries a step counter, since a heartbeat alone stays
+green while the engine is stuck. The first failure that any rank sees reaches all of them through rank
+0, and with it the data links are shut, which wakes whoever waits on them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import msgspec
+
+from ringlm.errors import CollectiveTimeoutError, DesyncError, PeerError, PeerLostError
+from ringlm.ring import wire
+
+MAX_CONTROL_BYTES = 8192
+
+
+class Beat(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
+    """Alive. `progress` counts steps; `busy`: computing, so the count should grow; `call` is the header of
+    the collective this rank is in, or empty."""
+
+    progress: int
+    busy: bool
+    call: Annotated[bytes, msgspec.Meta(max_length=wire.HEADER_BYTES)] = b""
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
+    """The ring has ended because of `rank`, as `reporter` saw. `kind` names a PeerError."""
+
+    rank: int
+    kind: str
+    text: str
+    reporter: int
+
+
+class Bye(msgspec.Struct, frozen=True, array_like=True, tag="bye"):
+    """This rank leaves in order."""
+
+
+_Message = Beat | Abort | Bye
+_decoder: msgspec.msgpack.Decoder[_Message] = msgspec.msgpack.Decoder(_Message)
+_KINDS: dict[str, type[PeerError]] = {
+    kind.__name__: kind for kind in (PeerLostError, CollectiveTimeoutError, DesyncError)
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Heartbeat:
+    """How liveness is judged. `progress` returns the counter and whether this rank is computing;
+    `alive` may hold the beat back (the frontend of this rank has stopped). A peer is lost when it is
+    silent for `silence_s`, or when it computes and its counter stands still for `stall_s`."""
+
+    progress: Callable[[], tuple[int, bool]] = lambda: (0, False)
+    alive: Callable[[], bool] = lambda: True
+    interval_s: float = 1.0
+    silence_s: float = 5.0
+    stall_s: float = 60.0
+
+
+class _Peer:
+    """What is known of the rank at the other end of a control link."""
+
+    def __init__(self, sock: socket.socket, rank: int, name: str, heard: float) -> None:
+        self.sock = sock
+        self.rank = rank
+        self.name = name
+        self.buffer = b""
+        self.heard = heard
+        self.progress = -1
+        self.moved = heard  # when its counter last grew, or it was idle
+        self.call = b""
+        self.left = False
+
+
+class ControlPlane:
+    """This rank's side of the star, asleep until `start`. Peers, which may still be forming the ring, have
+    `patience_s` longer for their first beat."""
+
+    def __init__(
+        self,
+        rank: int,
+        links: Mapping[int, socket.socket],
+        names: list[str],
+        heartbeat: Heartbeat,
+        patience_s: float = 0.0,
+    ) -> None:
+        self.rank = rank
+        self.failure: PeerError | None = None
+        self._names = names
+        self._heartbeat = heartbeat
+        now = time.monotonic()
+        self._peers = {peer: _Peer(sock, peer, names[peer], now + patience_s) for peer, sock in links.items()}
+        for peer in self._peers.values():
+            peer.sock.setblocking(False)
+        self._calls: tuple[bytes, ...] = ()
+        self._calls_since = now
+        self._lock = threading.RLock()  # what `on_failure` does may come back here
+        self._failed = threading.Event()
+        self._closed = False
+        self._wake, self._woken = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name="ringlm-control", daemon=True)
+
+    def start(self, call: Callable[[], bytes], on_failure: Callable[[PeerError], None]) -> None:
+        """Begin. `call` returns the header of the collective under way, or nothing; `on_failure` must shut
+        the data links, and runs on any thread."""
+        self._call = call
+        self._on_failure = on_failure
+        self._thread.start()
+
+    def fail(self, error: PeerError, reporter: int | None = None) -> PeerError:
+        """End the ring on every rank because of `error`, unless it has ended; the error it ended with."""
+        with self._lock:
+            if self.failure is None and not self._closed:
+                self.failure = error
+                text = str(error)[: MAX_CONTROL_BYTES // 8]  # at most four bytes a character
+                message = Abort(error.rank, type(error).__name__, text, self.rank if reporter is None else reporter)
+                for peer in self._peers.values():
+                    self._send(peer, message)
+                self._on_failure(error)
+                self._failed.set()
+            return self.failure or error
+
+    def settle(self, error: PeerError, wait_s: float = 1.0) -> PeerError:
+        """End the ring because of `error`, or because of what lies behind it. A link also closes, and a peer
+        is also late, when a third rank was lost first; who knows of that is given `wait_s` to say so."""
+        certain = isinstance(error, DesyncError) or (isinstance(error, CollectiveTimeoutError) and self.rank == 0)
+        peer = self._peers.get(error.rank)
+        stop = time.monotonic() + (0.0 if certain else wait_s)
+        while time.monotonic() < stop and not self._failed.wait(0.02):
+            if peer is not None and peer.left:
+                error = PeerLostError(f"{peer.name} is lost: it has left the ring in order.", peer.rank)
+                break
+        return self.fail(error)
+
+    def close(self) -> None:
+        """Leave in order. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self.failure is None:
+                for peer in self._peers.values():
+                    self._send(peer, Bye())
+        self._wake.send(b"x")
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(5.0)
+        for peer in self._peers.values():
+            # What is closed unread is answered by a reset, which may overtake our last words.
+            with contextlib.suppress(OSError):
+                while peer.sock.recv(MAX_CONTROL_BYTES):
+                    pass
+            peer.sock.close()
+        self._wake.close()
+        self._woken.close()
+
+    def _send(self, peer: _Peer, message: _Message) -> None:
+        body = msgspec.msgpack.encode(message)
+        # A peer that reads nothing loses messages, and is found by its own silence.
+        with contextlib.suppress(OSError):
+            peer.sock.send(len(body).to_bytes(2, "little") + body)
+
+    def _run(self) -> None:
+        try:
+            with selectors.DefaultSelector() as selector:
+                self._watch(selector)
+        except BaseException as error:
+            reason = f"its control thread met {type(error).__name__}: {error}"
+            self.fail(PeerLostError(f"rank {self.rank} failed: {reason}", self.rank))
+            raise
+
+    def _watch(self, selector: selectors.BaseSelector) -> None:
+        selector.register(self._woken, selectors.EVENT_READ)
+        for peer in self._peers.values():
+            selector.register(peer.sock, selectors.EVENT_READ, peer)
+        due = time.monotonic()
+        while not self._closed:
+            now = time.monotonic()
+            if now >= due and self.failure is None:
+                self._beat()
+                # A rank that was stopped itself has heard nobody meanwhile, and must not judge.
+                if now - due < self._heartbeat.silence_s / 2:
+                    self._judge(now)
+            if now >= due:
+                due = now + self._heartbeat.interval_s
+            for key, _ in selector.select(due - now):
+                if key.data is not None and not self._receive(key.data):
+                    selector.unregister(key.fileobj)
+
+    def _beat(self) -> None:
+        if self._heartbeat.alive():
+            beat = Beat(*self._heartbeat.progress(), self._call())
+            with self._lock:
+                for peer in self._peers.values():
+                    self._send(peer, beat)
+
+    def _judge(self, now: float) -> None:
+        """Fail because of the first peer that is silent or stuck, or because all wait for each other."""
+        silence_s, stall_s = self._heartbeat.silence_s, self._heartbeat.stall_s
+        for peer in self._peers.values():
+            if peer.left:
+                continue
+            if now - peer.heard > silence_s:
+                what = f"is lost: silent for {silence_s:g} s; it is stopped, or cut off."
+            elif now - peer.moved > stall_s:
+                what = f"is stuck: it answers, but its step has not moved for {stall_s:g} s."
+            else:
+                continue
+            self.fail(PeerLostError(f"{peer.name} {what}", peer.rank))
+            return
+        mine, theirs = self._call(), [peer.call for peer in self._peers.values()]
+        if (mine, *theirs) != self._calls:
+            self._calls, self._calls_since = (mine, *theirs), now
+        if self.rank != 0 or now - self._calls_since < stall_s or not all(self._calls):
+            return
+        for peer in self._peers.values():
+            # Sizes may differ where ranks send their own; the rest may not.
+            if peer.call[:-8] != mine[:-8]:
+                self.fail(DesyncError(wire.mismatch(0, mine, peer.name, peer.call), peer.rank))
+
+    def _receive(self, peer: _Peer) -> bool:
+        """Take what a peer sent; False when its link has ended."""
+        try:
+            data = peer.sock.recv(MAX_CONTROL_BYTES)
+        except BlockingIOError:
+            return True
+        except OSError:
+            data = b""
+        if not data:
+            if not peer.left:
+                self.fail(PeerLostError(f"{peer.name} is lost: it ended, or its link was cut.", peer.rank))
+            return False
+        peer.heard = time.monotonic()
+        peer.buffer += data
+        while len(peer.buffer) >= 2:
+            length = int.from_bytes(peer.buffer[:2], "little")
+            if length > MAX_CONTROL_BYTES:
+                self.fail(PeerLostError(f"{peer.name} sent a control message of {length:,} bytes.", peer.rank))
+                return False
+            if len(peer.buffer) < 2 + length:
+                break
+            body, peer.buffer = peer.buffer[2 : 2 + length], peer.buffer[2 + length :]
+            try:
+                self._handle(peer, _decoder.decode(body))
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                self.fail(PeerLostError(f"{peer.name} sent a malformed control message: {error}.", peer.rank))
+                return False
+        return True
+
+    def _handle(self, peer: _Peer, message: _Message) -> None:
+        if isinstance(message, Beat):
+            if message.progress != peer.progress or not message.busy:
+                peer.progress, peer.moved = message.progress, peer.heard
+            peer.call = message.call
+        elif isinstance(message, Bye):
+            peer.left = True
+        else:
+            kind, rank = _KINDS.get(message.kind, PeerLostError), message.rank
+            if kind is DesyncError and rank == self.rank:
+                rank = message.reporter  # each side of a mismatch names the other
+            if not 0 <= rank < len(self._names):
+                rank = peer.rank
+            self.fail(kind(message.text, rank), message.reporter)

@@ -1,0 +1,195 @@
+"""How a link opens: preamble, hello, welcome, confirmation. Pure protocol; the caller moves the bytes.
+
+    dialler                                    listener
+    "ringlm" protocol flags             ->
+                                        <-     "ringlm" protocol flags
+    length, hello                       ->
+                                        <-     length, welcome (or the reason of a refusal)
+    length, confirmation                ->
+
+With a secret the three messages are those of Noise_NNpsk0_25519_AESGCM_SHA256 (the Noise Protocol
+Framework, revision 34) with both preambles as the prologue: mutual, fresh, and bound to what the hello
+says. The confirmation, the first message under the handshake's keys, proves that the hello was not a
+replay, so the listener hands out no link before it. Both sides are generators that yield either the
+number of bytes they need or the bytes to send: one body serves blocking and event-driven callers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator
+from typing import Any, Protocol
+
+import msgspec
+
+from ringlm.errors import AuthenticationError, ConnectError
+
+PROTOCOL = 1
+MAGIC = b"ringlm"
+MAX_MESSAGE = 2048
+_SECRET_FLAG = 1
+_CONFIRMATION = b"ready"
+
+Handshake = Generator[int | bytes, bytes, "Hello"]
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True):
+    """What a dialler says of itself. `purpose` is ring, mesh or control; `to` is the rank it wants."""
+
+    purpose: str
+    rank: int
+    to: int
+    world_size: int
+    epoch: int
+    fingerprint: str
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True):
+    """The listener's answer: refused is None, or why; a `final` refusal is not worth another try."""
+
+    rank: int
+    refused: str | None = None
+    final: bool = True
+
+
+class RefusedError(ConnectError):
+    """This link was refused, by us or by the peer. `final`: another try would end the same way."""
+
+    def __init__(self, message: str, final: bool = True) -> None:
+        super().__init__(message)
+        self.final = final
+
+
+class _Cipher(Protocol):
+    def write(self, payload: bytes) -> bytes: ...
+    def read(self, message: bytes) -> bytes: ...
+
+
+class _Plain:
+    def write(self, payload: bytes) -> bytes:
+        return payload
+
+    def read(self, message: bytes) -> bytes:
+        return message
+
+
+class _Noise:
+    """The three messages of one side of an NNpsk0 handshake."""
+
+    def __init__(self, secret: bytes, prologue: bytes, initiator: bool, peer: str) -> None:
+        from noise.connection import NoiseConnection
+
+        self._peer = peer
+        self._noise: Any = NoiseConnection.from_name(b"Noise_NNpsk0_25519_AESGCM_SHA256")
+        self._noise.set_psks(hashlib.sha256(b"ringlm pre-shared key\0" + secret).digest())
+        self._noise.set_prologue(prologue)
+        (self._noise.set_as_initiator if initiator else self._noise.set_as_responder)()
+        self._noise.start_handshake()
+
+    def write(self, payload: bytes) -> bytes:
+        noise = self._noise
+        return bytes(noise.encrypt(payload) if noise.handshake_finished else noise.write_message(payload))
+
+    def read(self, message: bytes) -> bytes:
+        from cryptography.exceptions import InvalidTag
+        from noise.exceptions import NoiseInvalidMessage, NoiseValueError
+
+        noise = self._noise
+        try:
+            return bytes(noise.decrypt(message) if noise.handshake_finished else noise.read_message(message))
+        except (InvalidTag, NoiseInvalidMessage, NoiseValueError, ValueError):
+            # The latter two: too few bytes for a public key, or one of low order
+            raise AuthenticationError(
+                f"{self._peer} holds another secret; give every rank the same RING_SECRET or --secret-file."
+            ) from None
+
+
+def initiate(hello: Hello, secret: bytes | None, peer: str) -> Handshake:
+    """The dialler's side; `peer` names the other in errors. Returns the hello as agreed.
+
+    Raises RefusedError with the listener's reason, AuthenticationError, or ConnectError.
+    """
+    ours = _preamble(secret)
+    yield ours
+    theirs = yield len(ours)
+    _check_preamble(theirs, secret, peer)
+    cipher: _Cipher = _Plain() if secret is None else _Noise(secret, ours + theirs, True, peer)
+    yield _frame(cipher.write(msgspec.msgpack.encode(hello)))
+    answer = yield from _message(peer)
+    if not answer:
+        raise AuthenticationError(
+            f"{peer} holds another secret; give every rank the same RING_SECRET or --secret-file."
+        )
+    welcome = _parse(Welcome, cipher.read(answer), peer)
+    if welcome.refused is not None:
+        raise RefusedError(f"{peer} refused rank {hello.rank}: {welcome.refused}", welcome.final)
+    if welcome.rank != hello.to:
+        raise RefusedError(f"{peer} is rank {welcome.rank}, not rank {hello.to}; check the ports and the rank numbers.")
+    yield _frame(cipher.write(_CONFIRMATION))
+    return hello
+
+
+def respond(rank: int, secret: bytes | None, peer: str, admit: Callable[[Hello], None]) -> Handshake:
+    """The listener's side. `admit` raises RefusedError for a hello that is not wanted; the dialler is told.
+
+    Raises RefusedError, AuthenticationError or ConnectError; returns the dialler's hello.
+    """
+    ours = _preamble(secret)
+    theirs = yield len(ours)
+    if theirs[: len(MAGIC)] != MAGIC:
+        raise ConnectError(f"{peer} does not speak ringlm's protocol.")
+    yield ours  # before the check, so that a dialler of another version can name both
+    _check_preamble(theirs, secret, peer)
+    cipher: _Cipher = _Plain() if secret is None else _Noise(secret, theirs + ours, False, peer)
+    message = yield from _message(peer)
+    try:
+        payload = cipher.read(message)
+    except AuthenticationError:
+        yield _frame(b"")  # so that the dialler knows too
+        raise
+    hello: Hello = _parse(Hello, payload, peer)
+    try:
+        admit(hello)
+    except RefusedError as refusal:
+        reason = str(refusal)[: MAX_MESSAGE // 5]  # at most four bytes a character
+        yield _frame(cipher.write(msgspec.msgpack.encode(Welcome(rank, reason, refusal.final))))
+        raise
+    yield _frame(cipher.write(msgspec.msgpack.encode(Welcome(rank))))
+    confirmation = yield from _message(peer)
+    if cipher.read(confirmation) != _CONFIRMATION:
+        raise ConnectError(f"{peer} did not confirm its hello.")
+    return hello
+
+
+def _preamble(secret: bytes | None) -> bytes:
+    return MAGIC + bytes((PROTOCOL, _SECRET_FLAG if secret is not None else 0))
+
+
+def _check_preamble(theirs: bytes, secret: bytes | None, peer: str) -> None:
+    if theirs[: len(MAGIC)] != MAGIC:
+        raise ConnectError(f"{peer} does not speak ringlm's protocol; another program listens there.")
+    if theirs[6] != PROTOCOL:
+        raise RefusedError(
+            f"{peer} speaks protocol {theirs[6]} and this rank protocol {PROTOCOL}; install the same ringlm on both."
+        )
+    if bool(theirs[7] & _SECRET_FLAG) != (secret is not None):
+        has, lacks = (peer, "this rank") if secret is None else ("this rank", peer)
+        raise AuthenticationError(f"{has} has a secret and {lacks} has none; give every rank the same one.")
+
+
+def _frame(message: bytes) -> bytes:
+    return len(message).to_bytes(2, "little") + message
+
+
+def _message(peer: str) -> Generator[int | bytes, bytes, bytes]:
+    length = int.from_bytes((yield 2), "little")
+    if length > MAX_MESSAGE:
+        raise ConnectError(f"{peer} announced a handshake message of {length} bytes; {MAX_MESSAGE} are allowed.")
+    return (yield length) if length else b""
+
+
+def _parse(kind: type[Any], payload: bytes, peer: str) -> Any:
+    try:
+        return msgspec.msgpack.decode(payload, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConnectError(f"{peer} sent a malformed {kind.__name__.lower()}: {error}.") from None

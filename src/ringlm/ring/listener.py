@@ -1,0 +1,195 @@
+"""One listening port a rank, for every kind of link: admits peers, turns away everybody else.
+
+A thread accepts and drives the handshakes, event by event. Until a connection has authenticated it
+costs one socket, at most MAX_MESSAGE bytes, and at most HANDSHAKE_S seconds; only MAX_PENDING of them
+wait at a time, the oldest giving way. What it does not know: what the links are used for.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from ringlm.errors import AuthenticationError, ConnectError, RingError
+from ringlm.ring.address import Address
+from ringlm.ring.handshake import Handshake, Hello, RefusedError, respond
+from ringlm.ring.sockets import ended, tune
+
+HANDSHAKE_S = 10.0
+MAX_PENDING = 64
+
+log = logging.getLogger("ringlm.ring")
+
+
+class _Pending:
+    """A connection that has not yet said, or proved, who it is."""
+
+    def __init__(self, sock: socket.socket, name: str, handshake: Handshake) -> None:
+        self.sock = sock
+        self.name = name
+        self.handshake = handshake
+        self.deadline = time.monotonic() + HANDSHAKE_S
+        self.needed = next(handshake)  # a listener's handshake begins by reading
+        self.received = b""
+
+    def advance(self) -> Hello | None:
+        """Take what has arrived; the hello once the handshake is complete. Raises its errors and OSError."""
+        assert isinstance(self.needed, int)
+        piece = self.sock.recv(self.needed - len(self.received))
+        if not piece:
+            raise ConnectionResetError("closed before it said who it is")
+        self.received += piece
+        if len(self.received) < self.needed:
+            return None
+        try:
+            action = self.handshake.send(self.received)
+            while isinstance(action, bytes):
+                # A few hundred bytes into an empty send buffer: never blocks.
+                self.sock.sendall(action)
+                action = self.handshake.send(b"")
+        except StopIteration as done:
+            hello: Hello = done.value
+            return hello
+        self.needed, self.received = action, b""
+        return None
+
+
+class Listener:
+    """Accepts links on `sockets` until closed. `admit` raises RefusedError for a hello that is not wanted.
+    `complete`: every link that belongs here has been taken."""
+
+    def __init__(
+        self, sockets: list[socket.socket], rank: int, secret: bytes | None, admit: Callable[[Hello], None]
+    ) -> None:
+        self.port = int(sockets[0].getsockname()[1])
+        self.complete = False
+        self._sockets = sockets
+        self._rank = rank
+        self._secret = secret
+        self._admit = admit
+        self._links: dict[tuple[str, int], socket.socket] = {}  # every link that was admitted
+        self._waiting: dict[tuple[str, int], socket.socket] = {}  # those that nobody has taken yet
+        self._changed = threading.Condition()
+        self._refusal = ""  # the last one, for the error of a rank that waited in vain
+        self._closed = False
+        self._selector = selectors.DefaultSelector()
+        self._pending: dict[socket.socket, _Pending] = {}
+        self._wake, self._woken = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name="ringlm-listener", daemon=True)
+        self._thread.start()
+
+    def take(self, purpose: str, rank: int, deadline: float) -> socket.socket:
+        """The link that `rank` opened for `purpose`, tuned. Raises ConnectError at the deadline."""
+        key = (purpose, rank)
+        with self._changed:
+            while True:
+                sock = self._waiting.pop(key, None)
+                if sock is not None and not ended(sock):
+                    return sock
+                if sock is not None:
+                    sock.close()  # that rank was ended meanwhile, and may be started again
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    why = f" Turned away last: {self._refusal}" if self._refusal else ""
+                    raise ConnectError(
+                        f"rank {rank} did not connect to rank {self._rank} on port {self.port} in time. "
+                        f"Is it started, with the same ports?{why}"
+                    )
+                self._changed.wait(left_s)
+
+    def close(self) -> None:
+        """Stop listening and drop connections nobody took. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._wake.send(b"x")
+        self._thread.join(5.0)
+        for sock in (*self._sockets, *self._waiting.values(), self._wake, self._woken):
+            sock.close()
+
+    def _check(self, hello: Hello) -> None:
+        """Raises RefusedError."""
+        self._admit(hello)
+        held = self._links.get((hello.purpose, hello.rank))
+        if held is not None and not ended(held):
+            raise RefusedError(
+                f"rank {hello.rank} is connected to rank {self._rank} already; give every rank a number of its own."
+            )
+        if self.complete:  # one that is about to end, perhaps, and to be started anew
+            raise RefusedError(f"the ring of rank {self._rank} is complete.", final=False)
+
+    def _run(self) -> None:
+        for sock in (*self._sockets, self._woken):
+            self._selector.register(sock, selectors.EVENT_READ)
+        while not self._closed:
+            now = time.monotonic()
+            for late in [pending.sock for pending in self._pending.values() if pending.deadline <= now]:
+                self._drop(late)
+            wait_s = min((pending.deadline - now for pending in self._pending.values()), default=None)
+            for key, _ in self._selector.select(wait_s):
+                ready = key.fileobj
+                assert isinstance(ready, socket.socket)
+                if ready in self._pending:
+                    self._advance(self._pending[ready])
+                elif ready in self._sockets:
+                    self._accept(ready)
+        for sock in list(self._pending):
+            self._drop(sock)
+        self._selector.close()
+
+    def _drop(self, sock: socket.socket) -> None:
+        self._selector.unregister(sock)
+        del self._pending[sock]
+        sock.close()
+
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            sock, peer = listening.accept()
+        except OSError:  # it left before it was accepted, or this process is out of descriptors
+            time.sleep(0.01)
+            return
+        if len(self._pending) >= MAX_PENDING:
+            self._drop(next(iter(self._pending)))
+        sock.setblocking(False)
+        name = str(Address(peer[0], peer[1]))
+        self._pending[sock] = _Pending(sock, name, respond(self._rank, self._secret, name, self._check))
+        self._selector.register(sock, selectors.EVENT_READ)
+
+    def _advance(self, connection: _Pending) -> None:
+        sock = connection.sock
+        try:
+            hello = connection.advance()
+            if hello is None:
+                return
+            tune(sock)
+        except BlockingIOError:
+            return  # a false alarm: nothing to read after all
+        except OSError:
+            self._drop(sock)  # it left, as port scanners and health checks do
+            return
+        except RingError as error:
+            self._drop(sock)
+            if isinstance(error, RefusedError | AuthenticationError):
+                self._refusal = f"{connection.name}: {error}"
+                log.warning("turned away %s", self._refusal)
+            else:
+                log.info("turned away %s: %s", connection.name, error)
+            return
+        except Exception:
+            # A fault of ours, which no stranger may turn into the end of this thread.
+            log.exception("the handshake with %s failed", connection.name)
+            self._drop(sock)
+            return
+        self._selector.unregister(sock)
+        del self._pending[sock]
+        key = (hello.purpose, hello.rank)
+        with self._changed:
+            replaced = self._waiting.get(key)
+            self._links[key] = self._waiting[key] = sock
+            self._changed.notify_all()
+        if replaced is not None:
+            replaced.close()

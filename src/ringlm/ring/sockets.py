@@ -1,0 +1,206 @@
+"""Socket options, listening sockets and dialling with retries. Knows addresses, not ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+from ringlm.errors import ConfigError, ConnectError
+from ringlm.ring.address import Address, is_loopback
+from ringlm.ring.handshake import Handshake, RefusedError
+
+# Larger than 1 MiB gains nothing on loopback (docs/performance.md).
+_BUFFER_BYTES = 1 << 20
+_BLOCK_S = 0.5  # a blocking call returns this often to look at its deadline
+_CONNECT_S = 5.0  # for one attempt to connect
+_HANDSHAKE_S = 10.0  # for one handshake of a dialler
+
+if hasattr(os, "sched_yield"):
+    yield_core: Callable[[], None] = os.sched_yield
+else:
+
+    def yield_core() -> None:
+        """Let another process have this core (macOS has no os.sched_yield)."""
+        time.sleep(0)
+
+
+def tune(sock: socket.socket) -> None:
+    """Options of every link: no Nagle, bounded blocking, keep-alive, and no pacing on loopback."""
+    sock.settimeout(None)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+    limit = struct.pack("@ll", int(_BLOCK_S), int(_BLOCK_S % 1 * 1_000_000))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, limit)
+    if hasattr(socket, "TCP_CONGESTION") and is_loopback(sock.getpeername()[0]):
+        # A pacing congestion control (BBR) holds even loopback back by a third; not every kernel has reno.
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+
+def listen(port: int, *, beyond_loopback: bool, interface: str | None) -> list[socket.socket]:
+    """Listening sockets, all on one port (`port`, or a free one for 0).
+
+    Binds `interface` (a name or an address), or else all addresses, or loopback's alone unless
+    `beyond_loopback`. Raises ConfigError when the port is taken, or the interface not allowed or unknown.
+    """
+    if interface is not None:
+        hosts = [_interface_address(interface)]
+        if not beyond_loopback and not is_loopback(hosts[0]):
+            raise ConfigError(
+                f"--interface {interface} can be reached from other machines; listening there needs a shared "
+                "secret: set RING_SECRET or --secret-file to the same value on every rank."
+            )
+    else:
+        hosts = ["0.0.0.0", "::"] if beyond_loopback else ["127.0.0.1", "::1"]
+    for attempts_left in reversed(range(16)):
+        try:
+            return _bind(hosts, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ConfigError(f"cannot listen on port {port} of {hosts[0]}: {error.strerror}.") from None
+            if port != 0:
+                raise ConfigError(f"port {port} is taken by another program; set RING_PORT to a free one.") from None
+            if not attempts_left:  # a port that is free in one family may be taken in the other
+                raise ConfigError("no free port was found; set RING_PORT.") from None
+    raise AssertionError
+
+
+def _bind(hosts: list[str], port: int) -> list[socket.socket]:
+    """Sockets listening on `port` of every one of `hosts` whose family this machine has. Raises OSError."""
+    sockets: list[socket.socket] = []
+    try:
+        for host in hosts:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            try:
+                sock = socket.socket(family, socket.SOCK_STREAM)
+                sockets.append(sock)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.bind(address)
+                sock.listen(128)
+                sock.setblocking(False)
+            except OSError as error:
+                if host == hosts[0] or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                sockets.pop().close()  # this machine has no IPv6
+            port = sockets[0].getsockname()[1]
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _interface_address(interface: str) -> str:
+    """`interface` as an address, or the IPv4 address of the interface of that name (Linux)."""
+    try:
+        socket.getaddrinfo(interface, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return interface
+    except (OSError, UnicodeError):
+        pass
+    try:
+        import fcntl
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            request = struct.pack("256s", interface.encode()[:15])
+            answer = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR
+        return socket.inet_ntoa(answer[20:24])
+    except (ImportError, OSError):
+        raise ConfigError(
+            f"--interface {interface}: no such network interface here; give its name or its address."
+        ) from None
+
+
+def run_blocking(handshake: Handshake, sock: socket.socket, deadline: float) -> None:
+    """Drive one side of a handshake over a connected socket. Raises its errors, and OSError."""
+    reply = b""
+    try:
+        action = next(handshake)
+        while True:
+            if isinstance(action, bytes):
+                send_all(sock, action, deadline)
+                reply = b""
+            else:
+                reply = receive_exactly(sock, action, deadline)
+            action = handshake.send(reply)
+    except StopIteration:
+        return
+
+
+def send_all(sock: socket.socket, data: bytes, deadline: float) -> None:
+    """All of `data` by `deadline` (on time.monotonic). Raises OSError."""
+    sock.settimeout(max(0.001, deadline - time.monotonic()))
+    sock.sendall(data)
+
+
+def receive_exactly(sock: socket.socket, nbytes: int, deadline: float) -> bytes:
+    """`nbytes` by `deadline` (on time.monotonic). Raises OSError; ConnectionError at the end of the stream."""
+    data = bytearray()
+    while len(data) < nbytes:
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        piece = sock.recv(nbytes - len(data))
+        if not piece:
+            raise ConnectionResetError(errno.ECONNRESET, "the connection was closed")
+        data += piece
+    return bytes(data)
+
+
+def ended(sock: socket.socket) -> bool:
+    """Whether the peer has closed a link, or this rank has. From any thread; takes nothing from the link."""
+    try:
+        with socket.fromfd(sock.fileno(), sock.family, sock.type) as probe:  # without its owner's timeout
+            return not probe.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def dial(addresses: list[Address], handshake: Callable[[str], Handshake], what: str, deadline: float) -> socket.socket:
+    """Connect to the first address that answers and complete a handshake, again and again until `deadline`.
+
+    Ranks start in any order, so refusals by the kernel and resets are retried with backoff; a final
+    refusal by a ringlm peer is not. `what` names the peer in errors. Raises ConnectError or
+    AuthenticationError; the socket returned is tuned.
+    """
+    pause_s, last = 0.02, "no answer"
+    while True:
+        for address in addresses:
+            try:
+                return _attempt(address, handshake(f"{what} ({address})"), deadline)
+            except ConnectError as error:
+                if isinstance(error, RefusedError) and error.final:
+                    raise
+                last = str(error).rstrip(".")
+            except (OSError, UnicodeError) as error:
+                last = f"{address}: {getattr(error, 'strerror', None) or error}"
+        if time.monotonic() + pause_s >= deadline:
+            raise ConnectError(
+                f"{what} could not be reached at {' or '.join(map(str, addresses))}: {last}. "
+                "Is it started, with the same ports, and is no firewall between?"
+            )
+        time.sleep(pause_s * random.uniform(0.7, 1.3))
+        pause_s = min(pause_s * 1.6, 1.0)
+
+
+def _attempt(address: Address, handshake: Handshake, deadline: float) -> socket.socket:
+    sock = socket.create_connection(address, timeout=max(0.001, min(_CONNECT_S, deadline - time.monotonic())))
+    try:
+        if sock.getsockname() == sock.getpeername():
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "nobody listens there yet")  # TCP met itself
+        run_blocking(handshake, sock, min(deadline, time.monotonic() + _HANDSHAKE_S))
+        tune(sock)
+        return sock
+    except BaseException:
+        sock.close()
+        raise

@@ -1,0 +1,83 @@
+"""A model on disk, whichever its format: where it is, its configuration, its tensors. Torch-free until one is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ringlm.errors import ConfigError, ModelError
+from ringlm.weights.folder import FolderWeights, read_small
+from ringlm.weights.gguf import GGUFWeights
+from ringlm.weights.gguf_header import GGUFHeader
+from ringlm.weights.source import WeightSource, fingerprint
+
+Format = Literal["plain", "gguf"]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """An opened model: headers are checked, no weight has been read."""
+
+    path: Path
+    format: Format
+    name: str
+    config: dict[str, Any]  # config.json's names, for GGUF as well
+    fingerprint: str  # "name:16 hex characters"; equal on ranks that hold the same model
+    tensors: WeightSource
+
+
+def open_model(path: str | Path, format: str | None = None) -> ModelFiles:
+    """The model in a Hugging Face folder ("plain") or a GGUF file ("gguf"); `format` None: whichever is there.
+
+    Raises ConfigError for a path or format that does not fit, ModelError for files that are damaged or not understood.
+    """
+    path = Path(path).expanduser()
+    if format not in (None, "plain", "gguf"):
+        raise ConfigError(f"model format {format!r} is unknown; use plain or gguf.")
+    path, found = _locate(path)
+    if format not in (None, found):
+        kind = "a GGUF file" if found == "gguf" else "a Hugging Face folder"
+        raise ConfigError(f"{path} is {kind}, not {format}. Use {found}, or leave the format out.")
+    source: FolderWeights | GGUFWeights
+    if found == "gguf":
+        source = GGUFWeights(GGUFHeader(path))
+        config, name = source.config, path.stem
+    else:
+        source, config, name = FolderWeights(path), _config(path), path.resolve().name
+    return ModelFiles(path, found, name, config, f"{name}:{fingerprint(config, source.entries)}", source)
+
+
+def _locate(path: Path) -> tuple[Path, Format]:
+    """The folder or file that is meant, and its format; a folder with a single GGUF file means that file."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder. Give a Hugging Face folder or a GGUF file.")
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            raise ConfigError(f"{path}: give the folder it is in ({path.parent}), with config.json beside it.")
+        return path, "gguf"
+    ggufs = sorted(path.glob("*.gguf"))
+    if not ggufs or (path / "config.json").exists():
+        return path, "plain"
+    if len(ggufs) > 1:
+        raise ConfigError(f"{path}: holds {len(ggufs)} GGUF files. Give one of them, such as {ggufs[0]}.")
+    return ggufs[0], "gguf"
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """config.json, with the tokens that end an answer from generation_config.json where that names them."""
+    config = _object(folder / "config.json")
+    if (folder / "generation_config.json").exists():
+        ends = _object(folder / "generation_config.json").get("eos_token_id")
+        if ends is not None:
+            config["eos_token_id"] = ends
+    return config
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(read_small(path), type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise ModelError(f"{path.name}: is not a JSON object: {error}.") from error

@@ -1,0 +1,123 @@
+"""Tensors of a GGUF file by Hugging Face names and in Hugging Face layout, dequantized by slice. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from ringlm.errors import ModelError
+from ringlm.weights.gguf_config import ROPE_FACTORS, config_from, hugging_face_name, is_permuted
+from ringlm.weights.gguf_header import BLOCK_FORMATS, GGUFHeader
+from ringlm.weights.source import Entry, bounds
+
+if TYPE_CHECKING:
+    import torch
+
+_TILE: Final = 1 << 20  # elements turned into float32 at a time: 4 MB stay in the cache
+_FORMATS: Final = {name: (block, nbytes) for name, block, nbytes in BLOCK_FORMATS.values()}
+
+
+class GGUFWeights:
+    """The `WeightSource` over one GGUF file."""
+
+    def __init__(self, header: GGUFHeader) -> None:
+        self._data = header.data
+        self._file = header.path.name
+        self.config = config_from(header)
+        entries: dict[str, Entry] = {}
+        for info in header.tensors.values():
+            name = hugging_face_name(info.name)
+            if name is not None:
+                entries[name] = Entry(header.path, info.ggml_type, info.shape, info.offset, info.nbytes)
+            elif info.name != ROPE_FACTORS:
+                raise ModelError(f"{self._file}: tensor {info.name!r} is not a part of a Llama model.")
+        self.entries: Mapping[str, Entry] = entries
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.entries.values())
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entry(name).shape
+
+    def place(self, name: str) -> str:
+        self._entry(name)
+        return f"{self._file}: tensor {name!r}"
+
+    def read(
+        self,
+        name: str,
+        rows: slice | None = None,
+        columns: slice | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        entry = self._entry(name)
+        if len(entry.shape) == 1:
+            start, stop = bounds(rows, entry.shape[0])
+            return self._rows(name, entry, start, stop, None, dtype)
+        start, stop = bounds(rows, entry.shape[0])
+        return self._rows(name, entry, start, stop, columns, dtype)
+
+    def _rows(
+        self, name: str, entry: Entry, start: int, stop: int, columns: slice | None, dtype: torch.dtype | None
+    ) -> torch.Tensor:
+        """Rows [start, stop), out of ggml's rotary order where they are in it; whole heads are read for that."""
+        if not is_permuted(name):
+            return self._matrix(entry, start, stop, columns, dtype)
+        heads = self.config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
+        if heads < 1 or entry.shape[0] % (2 * heads):
+            raise ModelError(f"{self.place(name)} has {entry.shape[0]} rows, not {heads} heads of an even size.")
+        size = entry.shape[0] // heads
+        first, last = start // size * size, -(-stop // size) * size
+        pairs = self._matrix(entry, first, last, columns, dtype)
+        count = (last - first) // size
+        halves = pairs.view(count, size // 2, 2, *pairs.shape[1:]).transpose(1, 2)  # (heads, 2, size / 2, …)
+        return halves.reshape(pairs.shape)[start - first : stop - first].contiguous()
+
+    def _matrix(
+        self, entry: Entry, start: int, stop: int, columns: slice | None, dtype: torch.dtype | None
+    ) -> torch.Tensor:
+        """Rows and columns as they lie in the file; a vector is a single row, and [start, stop) its columns."""
+        if len(entry.shape) == 1:
+            return self._tiles(entry, (0, 1), (start, stop), dtype).view(-1)
+        return self._tiles(entry, (start, stop), bounds(columns, entry.shape[1]), dtype)
+
+    def _tiles(
+        self, entry: Entry, rows: tuple[int, int], columns: tuple[int, int], dtype: torch.dtype | None
+    ) -> torch.Tensor:
+        """The elements [rows) x [columns), a tile of rows at a time; blocks that a cut goes through are read whole."""
+        import numpy as np
+        import torch
+
+        from ringlm.weights.blocks import dequantize
+
+        block, block_bytes = _FORMATS[entry.dtype]
+        plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(entry.dtype)
+        (row_start, row_stop), (column_start, column_stop) = rows, columns
+        out = torch.empty(row_stop - row_start, column_stop - column_start, dtype=dtype or plain or torch.float32)
+        if not out.numel():
+            return out
+        row_bytes = entry.shape[-1] // block * block_bytes
+        first, last = column_start // block, -(-column_stop // block)
+        height = max(1, _TILE // ((last - first) * block))
+        for top in range(row_start, row_stop, height):
+            bottom = min(top + height, row_stop)
+            mapped = np.frombuffer(
+                self._data, np.uint8, (bottom - top) * row_bytes, entry.offset + top * row_bytes
+            ).reshape(bottom - top, row_bytes)
+            raw = torch.from_numpy(mapped[:, first * block_bytes : last * block_bytes].copy())
+            if plain is not None:
+                tile = raw.view(plain)
+            else:
+                tile = dequantize(raw.view(-1, block_bytes), entry.dtype).view(bottom - top, -1)
+            lead = first * block
+            out[top - row_start : bottom - row_start] = tile[:, column_start - lead : column_stop - lead]
+        return out
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self.entries:
+            raise ModelError(f"{self._file}: tensor {name!r} is missing.")
+        return self.entries[name]

@@ -1,0 +1,88 @@
+"""Where tensors come from: what a loader may ask of any model file. Knows no format and no model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    import torch
+
+SAMPLE_BYTES = 64  # read at the start, the middle and the end of every tensor for the fingerprint
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor in a file: `dtype` in the file's own words, `offset` in bytes from the file's start."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class WeightSource(Protocol):
+    """Tensors by their Hugging Face names and in Hugging Face layout, read by slice."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as they lie in the files."""
+        ...
+
+    def names(self) -> tuple[str, ...]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor; ModelError where there is none of that name."""
+        ...
+
+    def place(self, name: str) -> str:
+        """How an error message calls this tensor: "model.safetensors: tensor 'model.norm.weight'"."""
+        ...
+
+    def read(
+        self,
+        name: str,
+        rows: slice | None = None,
+        columns: slice | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """`tensor[rows]` or `tensor[rows, columns]`, contiguous, in `dtype` (None: the file's, or float32 where
+        that is quantized). Only that part of the file is read; slices have step 1 and lie within the shape."""
+        ...
+
+
+def fingerprint(config: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:
+    """16 hex characters over the configuration and every tensor's name, shape, dtype, size and a sample of its
+    bytes: equal for equal models however their tensors are spread over files, and quick for any size."""
+    digest = hashlib.blake2b(msgspec.json.encode(config, order="deterministic"), digest_size=8)
+    files: dict[Path, int] = {}
+    try:
+        for name, entry in sorted(entries.items()):
+            if entry.path not in files:
+                files[entry.path] = os.open(entry.path, os.O_RDONLY)
+            digest.update(repr((name, entry.shape, entry.dtype, entry.nbytes)).encode())
+            last = max(0, entry.nbytes - SAMPLE_BYTES)
+            for start in (0, last // 2, last):
+                size = min(SAMPLE_BYTES, entry.nbytes - start)
+                digest.update(os.pread(files[entry.path], size, entry.offset + start))
+    finally:
+        for descriptor in files.values():
+            os.close(descriptor)
+    return digest.hexdigest()
+
+
+def bounds(part: slice | None, size: int) -> tuple[int, int]:
+    """(start, stop) of a slice with step 1 that lies within `size`; ValueError otherwise."""
+    if part is None:
+        return 0, size
+    start, stop = part.start or 0, size if part.stop is None else part.stop
+    if part.step not in (None, 1) or not 0 <= start <= stop <= size:
+        raise ValueError(f"{part} is not a part of {size}")
+    return start, stop

@@ -1,0 +1,56 @@
+"""Settings come from rank 0; a daemon that was told otherwise is refused, both named."""
+
+from __future__ import annotations
+
+import pytest
+
+from ringlm.cluster.agreement import Capabilities, agree
+from ringlm.cluster.settings import Settings
+from ringlm.errors import ConfigError
+
+
+def rank(number: int, dtypes: tuple[str, ...] = ("float32",), **settings: object) -> Capabilities:
+    return Capabilities(number, "cpu", list(dtypes), Settings(**settings))
+
+
+def test_dtype_auto_is_the_best_that_all_ranks_can_do() -> None:
+    fast = ("bfloat16", "float16", "float32")
+    assert agree([rank(0, fast), rank(1, fast)], 4096).dtype == "bfloat16"
+    assert agree([rank(0, fast), rank(1, ("float16", "float32"))], 4096).dtype == "float16"
+    assert agree([rank(0, fast), rank(1)], 4096).dtype == "float32"
+
+
+def test_what_rank_0_was_told_holds_for_all() -> None:
+    settings = agree([rank(0, dtype="bfloat16", context=100), rank(1)], 4096)
+    assert (settings.dtype, settings.context) == ("bfloat16", 100)
+
+
+@pytest.mark.parametrize(
+    ("daemon", "named"),
+    [({"dtype": "float16"}, "dtype float16"), ({"context": 64}, "context 64"), ({"split": (1.0, 2.0)}, "split")],
+)
+def test_a_daemon_told_otherwise_is_refused(daemon: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=f"rank 1 was started with {named}"):
+        agree([rank(0), rank(1, **daemon)], 4096)
+
+
+def test_the_same_on_both_is_no_contradiction() -> None:
+    assert agree([rank(0, context=64), rank(1, context=64)], 4096).context == 64
+
+
+def test_a_context_beyond_the_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--context 5000 is more than the 4096"):
+        agree([rank(0, context=5000)], 4096)
+
+
+def test_a_split_has_one_weight_a_rank() -> None:
+    with pytest.raises(ConfigError, match="2 weights for world size 1"):
+        agree([rank(0, split=(1.0, 1.0))], 4096)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"dtype": "float8"}, {"quant": "int5"}, {"quant": "int4"}, {"context": 0}, {"split": (0.0,)}]
+)
+def test_impossible_settings_are_refused_at_once(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        Settings(**settings)

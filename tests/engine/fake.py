@@ -1,0 +1,173 @@
+"""A model whose logits are a seeded function of the tokens in its cache: wrong contents, positions, blocks or
+order change what it says. And a world of ranks, as threads, that runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ringlm.engine.engine import Engine
+from ringlm.engine.follower import follow
+from ringlm.engine.request import SamplingParams, StopReason
+from ringlm.engine.runner import Runner
+from ringlm.engine.sequence import Delta
+from ringlm.models.batch import Batch
+from ringlm.parallel.communicator import Communicator
+from ringlm.parallel.shard import Range, RankShard
+from tests.parallel.local import LocalGroup
+
+VOCABULARY = 23
+EOS = 2
+CONTEXT = 24
+
+
+@dataclass
+class FakeConfig:
+    vocabulary: int = VOCABULARY
+    eos_token_ids: tuple[int, ...] = (EOS,)
+
+
+class FakeCache:
+    """Token ids where a real cache has keys and values."""
+
+    def __init__(self, blocks: int, context: int) -> None:
+        self.blocks, self.context = blocks, context
+        self.tokens = np.full((blocks, context), -1)
+
+
+def logits_after(tokens: Sequence[int]) -> np.ndarray:
+    """(V,) float32, with many equal ones."""
+    digest = hashlib.blake2b(np.asarray(tokens, np.int64).tobytes(), digest_size=8).digest()
+    normal = np.random.default_rng(int.from_bytes(digest, "big")).standard_normal(VOCABULARY)
+    return (np.round(normal * 6) / 2).astype(np.float32)
+
+
+class FakeModel:
+    """Rank `comm.rank`'s part. `poison` is a token after which every logit is NaN."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, comm: Communicator, vocabulary: Range, poison: int | None = None) -> None:
+        none = Range(0, 0)
+        self.config = FakeConfig()
+        self.shard = RankShard(none, none, none, vocabulary, none)
+        self.comm = comm
+        self.poison = poison
+        self.batches: list[Batch] = []
+
+    def forward(self, batch: Batch, cache: FakeCache) -> Tensor:
+        self.batches.append(batch)
+        rows: list[np.ndarray] = []
+        for span in batch.spans:
+            (block,) = span.blocks
+            here = slice(span.offset, span.offset + span.length)
+            assert batch.positions[here].tolist() == list(range(span.start, span.start + span.length))
+            cache.tokens[block, span.start : span.start + span.length] = batch.tokens[here].numpy()
+            rows += [cache.tokens[block, : position + 1] for position in range(span.start, span.start + span.length)]
+        wanted = [rows[row] for row in batch.wanted.tolist()]
+        self._assert_in_step(rows)
+        logits = np.stack([self._logits(row) for row in wanted]) if wanted else np.empty((0, VOCABULARY), np.float32)
+        return torch.from_numpy(np.ascontiguousarray(logits[:, self.shard.vocabulary.slice]))
+
+    def _logits(self, tokens: np.ndarray) -> np.ndarray:
+        assert (tokens >= 0).all(), "a position was read that was never written"
+        logits = logits_after(tokens)
+        return np.full_like(logits, np.nan) if tokens[-1] == self.poison else logits
+
+    def _assert_in_step(self, rows: list[np.ndarray]) -> None:
+        checksum = torch.tensor([sum(int(row.sum()) * len(row) for row in rows)], dtype=torch.float64)
+        assert self.comm.all_reduce(checksum.clone()) == checksum * self.comm.world_size
+
+
+# vocabulary rows by rank; with three ranks one of them holds none
+VOCABULARIES = {
+    1: [Range(0, VOCABULARY)],
+    2: [Range(0, 7), Range(7, VOCABULARY)],
+    3: [Range(0, 11), Range(11, 11), Range(11, VOCABULARY)],
+}
+
+
+class World:
+    """An engine, and followers on threads. Leaving it stops them, and raises what any of them raised."""
+
+    def __init__(
+        self,
+        world_size: int = 1,
+        *,
+        blocks: int = 3,
+        context: int = CONTEXT,
+        token_budget: int = 8,
+        poison: int | None = None,
+    ) -> None:
+        self.group = LocalGroup(world_size, timeout_s=20.0)
+        self.failures: list[BaseException] = []
+        self.models: list[FakeModel] = []
+        runners = []
+        for comm, vocabulary in zip(self.group.ranks, VOCABULARIES[world_size], strict=True):
+            model = FakeModel(comm, vocabulary, poison)
+            self.models.append(model)
+            runners.append(Runner(model, FakeCache(blocks, context), comm))
+        self.engine = Engine(runners[0], self.group.ranks[0], token_budget=token_budget)
+        self.threads = [threading.Thread(target=self._follow, args=(runner,), daemon=True) for runner in runners[1:]]
+        for thread in self.threads:
+            thread.start()
+
+    def _follow(self, runner: Runner) -> None:
+        try:
+            follow(runner, runner.comm)
+        except BaseException as error:  # noqa: BLE001 - raised again by close
+            self.failures.append(error)
+            self.group.abort()
+
+    def run(self) -> dict[int, list[Delta]]:
+        """Steps until there is no work; the news by request."""
+        news: dict[int, list[Delta]] = {}
+        for _ in range(1000):
+            if not self.engine.has_work:
+                return news
+            for delta in self.engine.step():
+                news.setdefault(delta.id, []).append(delta)
+        raise AssertionError("the engine has work after 1,000 steps")
+
+    def close(self) -> None:
+        if not self.failures:
+            self.engine.stop()
+        for thread in self.threads:
+            thread.join(20.0)
+            assert not thread.is_alive()
+        if self.failures:
+            raise self.failures[0]
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.group.abort()
+        else:
+            self.close()
+
+
+def free_blocks(engine: Engine) -> int:
+    return engine.scheduler.allocator.free_count
+
+
+def tokens_of(news: list[Delta]) -> list[int]:
+    return [token for delta in news for token in delta.tokens]
+
+
+def alone(prompt: list[int], params: SamplingParams, **options: int) -> tuple[list[int], StopReason | None]:
+    """What a request gives when nothing else runs, on one rank, with its prompt in one piece."""
+    with World(1, token_budget=64, **options) as world:
+        world.engine.submit(0, prompt, params)
+        news = world.run()[0]
+    return tokens_of(news), news[-1].finish_reason

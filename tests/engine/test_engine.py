@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import pytest
+
+from ringlm.engine.messages import StepMessage, decode
+from ringlm.engine.request import SamplingParams, StopReason
+from ringlm.errors import RequestError
+from tests.engine.fake import CONTEXT, EOS, VOCABULARY, World, alone, free_blocks, logits_after, tokens_of
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+SETTINGS = [
+    GREEDY,
+    GREEDY.replace(temperature=1.0, seed=3),
+    GREEDY.replace(temperature=2.0, seed=4, top_k=5),
+    GREEDY.replace(temperature=1.5, seed=5, top_p=0.8),
+    GREEDY.replace(temperature=0.7, seed=6, min_p=0.1, top_k=70),
+]
+
+
+def greedy(prompt: list[int], count: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(logits_after(tokens).argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("token_budget", [3, 4, 7, 64])
+def test_greedy_tokens_are_the_models_at_any_world_size_and_chunk(world_size: int, token_budget: int) -> None:
+    prompts = [[5], [1, 2, 3, 4, 5, 6, 7], [9] * 12, [8, 7]]
+    with World(world_size, token_budget=token_budget) as world:
+        for id, prompt in enumerate(prompts):
+            world.engine.submit(id, prompt, GREEDY)
+        news = world.run()
+        assert free_blocks(world.engine) == 3
+    for id, prompt in enumerate(prompts):
+        assert tokens_of(news[id]) == greedy(prompt, 6)
+        assert news[id][-1].finish_reason is StopReason.LENGTH
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_mixed_settings_in_one_batch_give_what_each_gives_alone(world_size: int) -> None:
+    with World(world_size, blocks=5) as world:
+        for id, params in enumerate(SETTINGS):
+            world.engine.submit(id, [3, 1, 4, 1, 5], params)
+        news = world.run()
+    for id, params in enumerate(SETTINGS):
+        assert tokens_of(news[id]) == alone([3, 1, 4, 1, 5], params)[0]
+
+
+@pytest.mark.parametrize(
+    ("params", "collective"),
+    [(SETTINGS[0], "gather_bytes"), (SETTINGS[2], "gather_bytes"), (SETTINGS[3], "gather")],
+)
+def test_what_a_step_sends(params: SamplingParams, collective: str) -> None:
+    """One broadcast a step; one gather, of candidates where they suffice, and none before the prompt's end."""
+    with World(2, token_budget=4) as world:
+        calls = world.group.ranks[0].calls
+        world.engine.submit(0, list(range(9)), params)
+        for gathers, tokens in ((0, 4), (0, 4), (1, 1), (2, 1)):
+            world.engine.step()
+            assert calls.get(collective, 0) == gathers
+            assert world.models[1].batches[-1].tokens.numel() == tokens
+        assert calls["broadcast_bytes"] == 4
+        assert set(calls) == {"broadcast_bytes", "all_reduce", collective}
+
+
+def test_a_world_of_one_sends_nothing() -> None:
+    with World(1) as world:
+        world.engine.submit(0, [1, 2], GREEDY)
+        world.run()
+        assert set(world.group.ranks[0].calls) == {"all_reduce"}  # the model's own
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "prompt is empty"),
+        ([1] * (CONTEXT + 1), f"has {CONTEXT + 1} tokens and the context holds {CONTEXT}"),
+        ([1, VOCABULARY, 2], f"token 1 is {VOCABULARY}; token ids of this model are 0 to {VOCABULARY - 1}"),
+        ([1, 2, -3], "token 2 is -3"),
+    ],
+)
+def test_prompts_that_are_refused(prompt: list[int], message: str) -> None:
+    with World(1) as world:
+        with pytest.raises(RequestError, match=message):
+            world.engine.submit(0, prompt, GREEDY)
+        assert not world.engine.has_work
+
+
+@pytest.mark.parametrize("length", [CONTEXT - 3, CONTEXT - 1, CONTEXT])
+def test_a_full_context_ends_with_length(length: int) -> None:
+    """The last token needs no place of its own, so even a prompt that fills the context gets one."""
+    prompt = [1 + i % 5 for i in range(length)]
+    tokens, reason = alone(prompt, GREEDY.replace(max_tokens=100))
+    assert tokens == greedy(prompt, CONTEXT - length + 1)
+    assert reason is StopReason.LENGTH
+
+
+def test_the_end_of_sequence_token_is_returned() -> None:
+    prompt = next([i] for i in range(3, VOCABULARY) if EOS in greedy([i], 15))
+    tokens, reason = alone(prompt, GREEDY.replace(ignore_eos=False, max_tokens=15))
+    assert tokens[-1] == EOS
+    assert EOS not in tokens[:-1]
+    assert reason is StopReason.STOP
+    assert len(alone(prompt, GREEDY.replace(max_tokens=15))[0]) == 15
+
+
+def test_blocks_are_used_again_after_a_cancel() -> None:
+    """What a cancelled request left in its block is not seen by the next one."""
+    with World(2, blocks=1, token_budget=4) as world:
+        world.engine.submit(0, [4] * 11, GREEDY)
+        world.engine.submit(1, [6, 7], GREEDY)
+        world.engine.step()
+        delta = world.engine.cancel(0)
+        assert delta is not None
+        assert delta.finish_reason is StopReason.CANCELED
+        assert world.engine.cancel(17) is None
+        assert tokens_of(world.run()[1]) == greedy([6, 7], 6)
+        assert world.engine.step() == []
+
+
+def test_logits_that_are_not_finite_end_their_request_alone() -> None:
+    poison = 22
+    with World(2, poison=poison) as world:
+        world.engine.submit(0, [1, poison], GREEDY)
+        world.engine.submit(1, [1, 2], GREEDY.replace(stop_token_ids=(poison,)))
+        news = world.run()
+        assert free_blocks(world.engine) == 3
+    (bad,) = news[0]
+    assert bad.error is not None
+    assert "token 2 of request 0 is nan" in bad.error
+    assert bad.finish_reason is None
+    assert news[1][-1].finish_reason is not None
+
+
+def test_timings_and_time_within_collectives() -> None:
+    with World(1) as world:
+        comm = world.group.ranks[0]
+        comm.seconds = 10.0
+        world.engine.submit(0, [1, 2, 3], GREEDY)
+        world.engine.step()
+        comm.seconds = 10.5
+        last = world.run()[0][-1]
+    assert last.ring_s == 0.5
+    assert last.prefill_s > 0.0
+    assert last.decode_s > 0.0
+
+
+def test_stop_is_said_once() -> None:
+    with World(2) as world:
+        world.engine.submit(0, [1], GREEDY)
+        world.engine.step()
+        world.engine.stop()
+        world.engine.stop()
+        assert world.group.ranks[0].calls["broadcast_bytes"] == 2
+
+
+def test_the_message_is_all_that_daemons_get() -> None:
+    """No text, no sampling parameters: token ids, positions, blocks."""
+    sent: list[bytes] = []
+    with World(2) as world:
+        comm = world.group.ranks[0]
+        broadcast = comm.broadcast_bytes
+        comm.broadcast_bytes = lambda data, root=0: sent.append(data) or broadcast(data, root)
+        world.engine.submit(7, [1, 2, 3], GREEDY.replace(max_tokens=2))
+        world.run()
+    first = decode(sent[0])
+    assert isinstance(first, StepMessage)
+    (part,) = first.sequences
+    assert (first.epoch, first.step, first.candidates) == (0, 0, 1)
+    assert (part.id, part.start, part.tokens, part.blocks, part.wanted) == (7, 0, [1, 2, 3], [0], [2])
+    assert len(sent[0]) < 30

@@ -1,0 +1,162 @@
+"""GGUF tensors, whole and by slice, against gguf's own dequantization."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ringlm.errors import ModelError
+from ringlm.weights import GGUFHeader, open_model
+from ringlm.weights.gguf_config import hugging_face_name
+from tests.models.reference import assert_same, expected, prompt, ring_greedy, save
+from tests.weights.write_gguf import TYPES, add, finish, header, permute, tensor, write_llama
+
+HEADS, KV_HEADS, SIZE, HIDDEN = 4, 2, 6, 96
+
+
+@pytest.fixture(scope="module", params=TYPES)
+def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any]]:
+    """A source of one type, and its tensors by Hugging Face name as gguf dequantizes them, in Hugging Face order."""
+    kind = request.param
+    random = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("gguf") / f"{kind}.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(10)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_key_length(SIZE)
+    writer.add_layer_norm_rms_eps(1e-5)
+    truth = {}
+    shapes = {
+        "token_embd.weight": (7, HIDDEN),
+        "blk.0.attn_q.weight": (HEADS * SIZE, HIDDEN),
+        "blk.0.attn_k.weight": (KV_HEADS * SIZE, HIDDEN),
+        "blk.0.attn_v.weight": (KV_HEADS * SIZE, HIDDEN),
+        "output_norm.weight": (HIDDEN,),
+    }
+    for name, shape in shapes.items():
+        data = random.normal(size=shape).astype(np.float32)
+        truth[hugging_face_name(name)] = gguf.quants.dequantize(gguf.quants.quantize(data, TYPES[kind]), TYPES[kind])
+        heads = {"blk.0.attn_q.weight": HEADS, "blk.0.attn_k.weight": KV_HEADS}.get(name)
+        add(writer, name, permute(data, heads) if heads else data, kind)
+    finish(writer)
+    return open_model(path).tensors, truth
+
+
+def test_whole_tensors(example: tuple[Any, dict[str, Any]]) -> None:
+    source, truth = example
+    assert set(source.names()) == set(truth)
+    for name, data in truth.items():
+        assert source.shape(name) == data.shape
+        got = source.read(name, dtype=torch.float32)
+        assert got.is_contiguous()
+        assert np.array_equal(got.numpy(), data)
+        half = source.read(name, dtype=torch.bfloat16)
+        assert torch.equal(half, torch.from_numpy(np.array(data)).to(torch.bfloat16))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_slice(example: tuple[Any, dict[str, Any]], data: st.DataObject) -> None:
+    source, truth = example
+    name = data.draw(st.sampled_from(sorted(truth)))
+    cuts = tuple(
+        slice(*sorted(data.draw(st.tuples(st.integers(0, size), st.integers(0, size))))) for size in truth[name].shape
+    )
+    got = source.read(name, *cuts, dtype=torch.float32)
+    assert got.is_contiguous()
+    assert np.array_equal(got.numpy(), truth[name][cuts])
+
+
+def test_tiles_join(example: tuple[Any, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    source, truth = example
+    monkeypatch.setattr("ringlm.weights.gguf._TILE", 200)  # two rows
+    for name, data in truth.items():
+        columns = slice(5, 70) if data.ndim == 2 else None
+        got = source.read(name, slice(1, 6), columns, torch.float32).numpy()
+        assert np.array_equal(got, data[1:6, 5:70] if data.ndim == 2 else data[1:6])
+
+
+def test_slices_outside_are_refused(example: tuple[Any, dict[str, Any]]) -> None:
+    source, _ = example
+    for rows in (slice(0, 8), slice(-1, 3), slice(3, 1), slice(0, 4, 2)):
+        with pytest.raises(ValueError, match="is not a part of 7"):
+            source.read("model.embed_tokens.weight", rows)
+    with pytest.raises(ModelError, match=r"\.gguf: tensor 'model\.nothing' is missing\."):
+        source.read("model.nothing")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True, "mlp_bias": True},
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 5000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+            "head_dim": 16,
+        },
+    ],
+    ids=["untied", "tied", "biases", "llama3 rope"],
+)
+def test_a_converted_model_answers_as_its_original(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = save(tmp_path / "original", **changes)
+    path = write_llama(folder, tmp_path / "converted.gguf")
+    prompts = [prompt(50), prompt(3, seed=1)]
+    theirs = expected(folder, prompts, 16)
+    for world_size in (1, 2, 4):
+        assert_same(ring_greedy(path, world_size, prompts, 16), theirs)
+
+
+def test_block_straddling_cuts_answer_as_one_rank(tmp_path: Path) -> None:
+    changes = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6, "head_dim": 16}
+    folder = save(tmp_path / "original", **changes)
+    kinds = {"down_proj": "Q4_0", "o_proj": "Q8_0", "embed_tokens": "BF16", "up_proj": "F16"}
+    path = write_llama(folder, tmp_path / "mixed.gguf", kinds, default="Q4_1")
+    prompts = [prompt(20), prompt(5, seed=1)]
+    alone = ring_greedy(path, 1, prompts, 12)
+    for world_size in (2, 3, 5):
+        assert_same(ring_greedy(path, world_size, prompts, 12), alone)
+
+
+def test_metadata_read_as_gguf_reads_them(demo_gguf: Path) -> None:
+    ours = GGUFHeader(demo_gguf)
+    theirs = gguf.GGUFReader(demo_gguf)
+    for key, value in ours.metadata.items():
+        field = theirs.fields[key]
+        assert (len(value) == len(field.data)) if isinstance(value, list) else (value == field.contents())
+    tokens = theirs.fields["tokenizer.ggml.tokens"]
+    assert ours.metadata["tokenizer.ggml.tokens"][:2000] == [
+        bytes(tokens.parts[index]).decode() for index in tokens.data[:2000]
+    ]
+    for other in theirs.tensors:
+        info = ours.tensors[other.name]
+        assert (info.offset, info.nbytes) == (other.data_offset, other.n_bytes)
+        assert info.shape == tuple(int(size) for size in other.shape[::-1])
+        assert info.ggml_type == other.tensor_type.name
+
+
+def test_an_unsupported_type_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "k.gguf"
+    path.write_bytes(header((), (tensor("blk.0.ffn_up.weight", (256, 2), 14, 0),), data=bytes(420)))
+    with pytest.raises(
+        ModelError, match=r"k\.gguf: tensor 'blk\.0\.ffn_up\.weight' is of type Q6_K; supported are F32"
+    ):
+        GGUFHeader(path)
