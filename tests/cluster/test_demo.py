@@ -18,6 +18,7 @@ from tests.tiny import save_llama
 RINGLM = [sys.executable, "-m", "ringlm"]
 MARK = f"ringlm-test-{os.getpid()}"  # in the environment of what is started here, to tell it from others
 ASK = ["run", "-m", "demo", "--dtype", "float32", "--prompt", "What is the capital of France?"]
+TELL = [*ASK[:5], "--prompt", "Tell me a story that never ends.", "--max-tokens", "2000", "--temperature", "0"]
 BRIEF = ["--max-tokens", "24", "--temperature", "0", "--json"]
 
 
@@ -101,7 +102,7 @@ def gone(processes: set[int], within_s: float = 12.0) -> bool:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_signal_to_the_launcher_ends_all(demo_gguf: Path, number: signal.Signals, status: int) -> None:
     before = engines()
-    process = ringlm("launch", "-n", "2", "--", *ASK, "--max-tokens", "2000")
+    process = ringlm("launch", "-n", "2", "--", *TELL)
     ranks = started(process, 2, before)
     time.sleep(4.0)  # some ranks load, some answer: whatever they do, they end
     process.send_signal(number)
@@ -111,7 +112,7 @@ def test_a_signal_to_the_launcher_ends_all(demo_gguf: Path, number: signal.Signa
 
 def test_a_killed_daemon_ends_the_launch_and_is_named(demo_gguf: Path) -> None:
     before = engines()
-    process = ringlm("launch", "-n", "2", "--", *ASK, "--max-tokens", "2000")
+    process = ringlm("launch", "-n", "2", "--", *TELL)
     ranks = started(process, 2, before)
     assert process.stdout is not None
     process.stdout.read(1)  # the answer has begun

@@ -58,7 +58,7 @@ class EngineClient:
             for ring in rings:
                 ours, theirs = socket.socketpair()
                 sockets.append(ours)
-                rank = msgspec.structs.replace(engine, ring=ring, local_ranks=engine.local_ranks)
+                rank = msgspec.structs.replace(engine, ring=ring)
                 with theirs:
                     arguments, fd = spec.command(rank, theirs.fileno())
                     processes.append(_spawn(arguments, (fd, theirs.fileno())))

@@ -92,7 +92,7 @@ class Worker:
         self.frontend = frontend
         self.config = engine.ring or RingConfig()
         self.ring: Ring | None = None
-        self._stepping = False
+        self._stepping = False  # whether `ring.sequence` should grow when no collective is under way
 
     def run(self) -> None:
         """Raises the RingLMError that ended the ring; returns when it ended in order."""
@@ -102,6 +102,7 @@ class Worker:
             if self.config.rank == 0:
                 self._lead(loaded)
             else:
+                self._stepping = True  # a daemon that is not within a collective computes
                 follow(loaded.runner, loaded.comm)
         except BaseException as error:
             if self.ring is not None and not isinstance(error, PeerError | Refused):
