@@ -17,7 +17,7 @@ from typing import Annotated
 
 import msgspec
 
-from ringlm.errors import ConfigError, ConnectError
+from ringlm.errors import AuthenticationError, ConfigError, ConnectError
 from ringlm.ring.address import Address, core_count, is_loopback, machine_id, network_id
 from ringlm.ring.collectives import DIRECT_BYTES, SEGMENT_BYTES, Ring
 from ringlm.ring.config import RingConfig
@@ -28,6 +28,7 @@ from ringlm.ring.listener import Listener
 from ringlm.ring.sockets import dial, listen, receive_exactly, send_all, tune
 
 _MAX_CARD_BYTES = 1 << 12
+_LINGER_S = 1.5  # longer than a dialler pauses
 
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
@@ -65,8 +66,12 @@ def connect(
     forming = _Forming(config, fingerprint, sockets)
     try:
         return forming.run(heartbeat, segment_bytes, direct_bytes)
-    except BaseException:
-        forming.discard()
+    except BaseException as error:
+        try:
+            if isinstance(error, AuthenticationError | RefusedError):
+                time.sleep(_LINGER_S)  # who dials this rank next learns why, instead of dialling a closed port
+        finally:
+            forming.discard()
         raise
 
 
