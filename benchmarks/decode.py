@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=32, help="tokens of an answer")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quant", default="none", choices=["none", "int8", "int4"])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     model = resolve(options.model)
@@ -59,7 +60,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         clients = {}
         for size in sizes:
-            settings = Settings(dtype=options.dtype, context=2048)
+            settings = Settings(dtype=options.dtype, quant=options.quant, context=2048)
             spec = EngineSpec(model=str(model.path), settings=settings, local_ranks=size, threads=1)
             clients[size] = stack.enter_context(EngineClient.start(spec))
         draw = random.Random(0)

@@ -21,7 +21,7 @@ BELOW = {
     "parallel": set(),
     "ring": set(),
 }
-ANYWHERE = {"errors"}
+ANYWHERE = {"errors", "paths"}
 
 
 def imports(path: Path) -> set[str]:

@@ -46,7 +46,8 @@ def until_end(client: EngineClient, *requests: int) -> dict[int, tuple[list[int]
 def test_ready_says_what_was_loaded(client: EngineClient) -> None:
     ready = client.ready
     assert (ready.model, ready.world_size, ready.context, ready.vocabulary) == ("llama", 2, 4096, 131)
-    assert ready.devices == ["cpu", "cpu"]
+    assert [rank.device for rank in ready.ranks] == ["cpu", "cpu"]
+    assert all(0 < rank.weights_bytes < rank.peak_bytes for rank in ready.ranks)
 
 
 def test_requests_at_once_equal_requests_alone(client: EngineClient) -> None:

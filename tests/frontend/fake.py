@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from ringlm.cluster.messages import Output, Progress, Ready
+from ringlm.cluster.messages import Output, Progress, RankReport, Ready
 from ringlm.cluster.spec import EngineSpec
 from ringlm.engine.request import SamplingParams, StopReason
 
@@ -29,7 +29,7 @@ class FakeEngine:
         fail_after: int | None = None,
         failure: Exception | None = None,
     ) -> None:
-        self.ready = Ready("fake", 2, context, vocabulary, [EOS], "float32", ["cpu", "cpu"])
+        self.ready = Ready("fake", 2, context, vocabulary, [EOS], "float32", "none", [RankReport("cpu", 1, 100, 200)] * 2)
         self.submitted: dict[int, tuple[list[int], SamplingParams]] = {}
         self.canceled: list[int] = []
         self.closed = False

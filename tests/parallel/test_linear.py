@@ -50,7 +50,7 @@ def test_vocabulary_parallel_finds_each_token_on_one_rank(parts: list[Range]) ->
 
     def body(comm: Any) -> torch.Tensor:
         rows = parts[comm.rank]
-        return VocabularyParallel(weight[rows.slice], rows, comm)(tokens)
+        return VocabularyParallel(Dense(weight[rows.slice]), rows, comm)(tokens)
 
     for result in run_ranks(len(parts), body):
         assert torch.equal(result, weight[tokens])

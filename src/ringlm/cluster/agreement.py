@@ -7,14 +7,16 @@ refuses for all of them, in the same words, before a weight is read.
 from __future__ import annotations
 
 import logging
+import resource
+import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import torch
 
 from ringlm.cluster.cores import threads_for
-from ringlm.cluster.messages import Ready
+from ringlm.cluster.messages import RankReport, Ready
 from ringlm.cluster.settings import Settings
 from ringlm.cluster.spec import EngineSpec
 from ringlm.engine.runner import Runner
@@ -29,6 +31,7 @@ from ringlm.weights.files import ModelFiles, open_model
 log = logging.getLogger("ringlm")
 
 
+BITS: Final = {"none": None, "int8": 8, "int4": 4}
 DEFAULT_CONTEXT = 8192
 DEFAULT_MAX_SEQS = 8
 
@@ -47,11 +50,10 @@ class Capabilities(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Agreement(msgspec.Struct, frozen=True, array_like=True):
-    """Rank 0's decision, or in `refused` why there is none. `devices` are by rank."""
+    """Rank 0's decision, or in `refused` why there is none."""
 
     settings: Settings
     plan: ShardPlan | None
-    devices: list[str]
     refused: str | None = None
 
 
@@ -80,7 +82,7 @@ def load(
         comm, machine_ranks = ring, ring.machine_ranks
     threads = spec.threads or threads_for(machine_ranks)
     torch.set_num_threads(threads)
-    settings, plan, devices = _agree(comm, files, spec, device)
+    settings, plan = _agree(comm, files, spec, device)
     dtype = getattr(torch, settings.dtype)
     assert settings.context is not None
     assert settings.max_seqs is not None
@@ -92,9 +94,11 @@ def load(
         device=device,
         dtype=dtype,
         context=settings.context,
+        bits=BITS[settings.quant],
         progress=on_progress,
     )
-    comm.gather_bytes(b"")  # every rank has loaded
+    report = RankReport(str(device), threads, model.nbytes, peak_memory())
+    reports = comm.gather_bytes(msgspec.msgpack.encode(report))  # every rank has loaded
     comm.broadcast_bytes(b"" if comm.rank == 0 else None)
     log.info(
         "rank %d of %d ready: %s, %s, %d threads, %.0f MB of weights",
@@ -107,9 +111,16 @@ def load(
         vocabulary=model.config.vocabulary,
         eos_token_ids=list(model.config.eos_token_ids),
         dtype=settings.dtype,
-        devices=devices,
+        quant=settings.quant,
+        ranks=[msgspec.msgpack.decode(data, type=RankReport) for data in reports or ()],
     )
     return Loaded(Runner(model, model.new_cache(settings.max_seqs), comm), comm, ready)
+
+
+def peak_memory() -> int:
+    """The most memory that this process had resident so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, the others KiB
 
 
 def pick_device(name: str) -> torch.device:
@@ -124,21 +135,19 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def fast_dtypes(device: torch.device) -> list[str]:
+def fast_dtypes(device: torch.device, quant: str = "none") -> list[str]:
     """The dtypes that `device` computes quickly in. Without bf16 instructions a CPU's half types are ten
-    times slower than float32 in prefill (docs/performance.md)."""
+    times slower than float32 in prefill, and packed weights give float32 (docs/performance.md)."""
     if device.type == "cuda":
         return ["bfloat16", "float16", "float32"]
     if device.type == "mps":
         return ["float16", "float32"]
-    return ["bfloat16", "float32"] if torch.cpu._is_avx512_bf16_supported() else ["float32"]
+    return ["bfloat16", "float32"] if quant == "none" and torch.cpu._is_avx512_bf16_supported() else ["float32"]
 
 
-def _agree(
-    comm: Communicator, files: ModelFiles, spec: EngineSpec, device: torch.device
-) -> tuple[Settings, ShardPlan, list[str]]:
-    """Settings, plan and devices by rank: rank 0's decision, the same on every rank."""
-    mine = Capabilities(comm.rank, str(device), fast_dtypes(device), spec.settings)
+def _agree(comm: Communicator, files: ModelFiles, spec: EngineSpec, device: torch.device) -> tuple[Settings, ShardPlan]:
+    """Settings and plan: rank 0's decision, the same on every rank."""
+    mine = Capabilities(comm.rank, str(device), fast_dtypes(device, spec.settings.quant), spec.settings)
     gathered = comm.gather_bytes(msgspec.msgpack.encode(mine))
     decision = b""
     if gathered is not None:
@@ -149,18 +158,17 @@ def _agree(
         comm.gather_bytes(b"")  # every rank has heard it, and none needs to be told by an abort
         raise Refused(decided.refused)
     assert decided.plan is not None
-    return decided.settings, decided.plan, decided.devices
+    return decided.settings, decided.plan
 
 
 def _decide(ranks: list[Capabilities], files: ModelFiles) -> Agreement:
-    devices = [rank.device for rank in ranks]
     try:
         sizes = dimensions(files.config, files.name)
         settings = agree(ranks, sizes.context)
         plan = plan_shards(sizes, len(ranks), settings.split)
     except RingLMError as error:
-        return Agreement(Settings(), None, devices, str(error))
-    return Agreement(settings, plan, devices)
+        return Agreement(Settings(), None, str(error))
+    return Agreement(settings, plan)
 
 
 def agree(ranks: list[Capabilities], model_context: int) -> Settings:

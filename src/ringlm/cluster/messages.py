@@ -41,6 +41,15 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     total: int = 0
 
 
+class RankReport(msgspec.Struct, frozen=True):
+    """What one rank has loaded. `peak_bytes` is the most memory that was resident so far, mapped files included."""
+
+    device: str
+    threads: int
+    weights_bytes: int
+    peak_bytes: int
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """Every rank has loaded. What the frontend may promise from here on."""
 
@@ -50,7 +59,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     vocabulary: int
     eos_token_ids: list[int]
     dtype: str
-    devices: list[str]  # by rank
+    quant: str
+    ranks: list[RankReport]
 
 
 class Output(msgspec.Struct, frozen=True, tag=True):

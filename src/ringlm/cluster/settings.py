@@ -24,8 +24,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--dtype {self.dtype} is not known; choose auto, {', '.join(DTYPES)}.")
         if self.quant not in ("none", "int8", "int4"):
             raise ConfigError(f"--quant {self.quant} is not known; choose none, int8 or int4.")
-        if self.quant != "none":
-            raise ConfigError(f"--quant {self.quant} is not in this version; leave it out.")
         if self.context is not None and self.context < 1:
             raise ConfigError(f"--context is {self.context}; it must be 1 or more.")
         if self.max_seqs is not None and self.max_seqs < 1:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from ringlm.engine.request import SamplingParams, StopReason
 from ringlm.errors import RequestError
 from ringlm.frontend import console
-from ringlm.frontend.paths import state_dir
 from ringlm.frontend.session import Completion, Session
+from ringlm.paths import state_dir
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
@@ -63,8 +63,10 @@ class Chat:
     def _greeting(self) -> str:
         ready = self._session.ready
         ranks = "1 rank" if ready.world_size == 1 else f"{ready.world_size} ranks"
+        devices = ", ".join(rank.device for rank in ready.ranks)
+        weights = ready.dtype if ready.quant == "none" else f"{ready.quant} weights"
         return (
-            f"{ready.model} · {ranks} ({', '.join(ready.devices)}) · {ready.dtype} · context {ready.context:,}\n"
+            f"{ready.model} · {ranks} ({devices}) · {weights} · context {ready.context:,}\n"
             "/help lists the commands, Ctrl-D leaves."
         )
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from ringlm.errors import ConfigError, ModelError
-from ringlm.frontend.paths import atomic_write, cache_dir
+from ringlm.paths import atomic_write, cache_dir
 
 Format = Literal["plain", "gguf"]
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ringlm.errors import ModelError, RequestError
 from ringlm.frontend.detokenizer import Detokenizer
 from ringlm.frontend.model import Model
-from ringlm.frontend.paths import atomic_write, cache_dir
 from ringlm.frontend.token_bytes import TokenBytes
+from ringlm.paths import atomic_write, cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

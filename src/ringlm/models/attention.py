@@ -1,13 +1,15 @@
 """Causal attention over the cache for a batch of sequences of unequal lengths. Knows nothing of ranks: it sees
 this rank's heads, `kv_heads` groups of equally many query heads.
 
-For one new token a group's query heads become the rows of one product with its key-value head
-(`enable_gqa` is nine times slower on the CPU); longer spans go in blocks of QUERY_ROWS positions, each
-against just the keys that it may see, so that a mask never exceeds QUERY_ROWS x context.
+One new token in float32 on the CPU is a single call of compiled code (kernels.py). Elsewhere a group's query heads
+become the rows of one product with its key-value head (`enable_gqa` is nine times slower on the CPU); longer spans
+go in blocks of QUERY_ROWS positions, each against just the keys that it may see, so that a mask never exceeds
+QUERY_ROWS x context.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from ringlm.models.batch import Batch, Span
 from ringlm.models.cache import KVCache
+from ringlm.models.functions import is_compiled
 from ringlm.models.rope import RopeTable, rotate
 
 QUERY_ROWS: Final = 256
@@ -24,11 +27,35 @@ QUERY_ROWS: Final = 256
 
 @dataclass(frozen=True)
 class _Window:
-    """A span with its views of the cache, by layer."""
+    """A span of several tokens, with its views of the cache by layer."""
 
     span: Span
     past: tuple[Tensor, ...]  # (2, kv_heads, start + length, head_dim)
     room: tuple[Tensor, ...]  # (2, kv_heads, length, head_dim)
+
+
+class _Singles:
+    """The spans of one token, where compiled code does all that a token needs in one call."""
+
+    def __init__(self, spans: Sequence[Span], cache: KVCache, query_heads: int, kv_heads: int) -> None:
+        from ringlm.models.kernels import attend
+
+        self._attend, self._context = attend, cache.context
+        self._heads = query_heads, kv_heads
+        self._spans = [(span.offset, span.start, cache.addresses(span)) for span in spans]
+        longest = max((span.start for span in spans), default=0)
+        group = query_heads // kv_heads if kv_heads else 0
+        self._scores = torch.empty(group * (longest + 8))
+
+    def __call__(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+        size, row_bytes = qkv.shape[2], qkv.stride(0) * 4
+        heads, angles, result = qkv.data_ptr(), size * 4, out.data_ptr()
+        cosines, sines, scores = cos.data_ptr(), sin.data_ptr(), self._scores.data_ptr()
+        for row, position, addresses in self._spans:
+            self._attend(
+                heads + row * row_bytes, cosines + row * angles, sines + row * angles, *addresses[layer],
+                *self._heads, size, self._context, position, size**-0.5, scores, result + row * out.stride(0) * 4,
+            )  # fmt: skip
 
 
 class AttentionStep:
@@ -37,33 +64,39 @@ class AttentionStep:
     def __init__(self, batch: Batch, cache: KVCache, rope: RopeTable, query_heads: int, kv_heads: int) -> None:
         self.query_heads, self.kv_heads = query_heads, kv_heads
         self.cos, self.sin = rope.at(batch.positions)
-        self._windows = [_Window(span, cache.past(span), cache.room(span)) for span in batch.spans]
-        self._single = len(batch.tokens) == 1
+        singles = [span for span in batch.spans if span.length == 1] if is_compiled(self.cos) else []
+        self._singles = _Singles(singles, cache, query_heads, kv_heads) if singles else None
+        self._windows = [
+            _Window(span, cache.past(span), cache.room(span)) for span in batch.spans if span not in singles
+        ]
         self._before = max((_masked_before(span) for span in batch.spans), default=0)
         self._mask = self._lower_right() if any(_masked_before(span) for span in batch.spans) else None
 
     def __call__(self, layer: int, qkv: Tensor) -> Tensor:
         """qkv (T, query_heads + 2 * kv_heads, head_dim), which this overwrites, to (T, query_heads * head_dim)."""
         tokens, _, size = qkv.shape
+        out = qkv.new_empty(tokens, self.query_heads * size)
         if not self.kv_heads:
-            return qkv.new_empty(tokens, 0)
-        heads = self.query_heads
-        rotate(qkv[:, : heads + self.kv_heads], self.cos, self.sin)
-        new = qkv[:, heads:].view(tokens, 2, self.kv_heads, size).permute(1, 2, 0, 3)  # (2, kv, T, size)
-        queries = qkv[:, :heads].view(tokens, self.kv_heads, -1, size)  # (T, kv, group, size)
-        if self._single:
-            window = self._windows[0]
-            window.room[layer].copy_(new)
-            return _one(queries, window.past[layer]).view(1, -1)
-        out = torch.empty_like(queries, memory_format=torch.contiguous_format)
+            return out
+        if self._singles is not None:
+            self._singles(layer, qkv, self.cos, self.sin, out)
         for window in self._windows:
-            first, length = window.span.offset, window.span.length
-            window.room[layer].copy_(new[:, :, first : first + length])
-            if length == 1:
-                out[first] = _one(queries[first : first + 1], window.past[layer])[0]
-            else:
-                self._many(queries, window, window.past[layer], out)
-        return out.view(tokens, -1)
+            rows = slice(window.span.offset, window.span.offset + window.span.length)
+            self._window(layer, window, qkv[rows], rows, out[rows])
+        return out
+
+    def _window(self, layer: int, window: _Window, qkv: Tensor, rows: slice, out: Tensor) -> None:
+        """Several tokens of a sequence: turn them, keep their keys and values, and attend."""
+        heads, (length, _, size) = self.query_heads, qkv.shape
+        rotate(qkv[:, : heads + self.kv_heads], self.cos[rows], self.sin[rows])
+        new = qkv[:, heads:].view(length, 2, self.kv_heads, size).permute(1, 2, 0, 3)  # (2, kv, length, size)
+        window.room[layer].copy_(new)
+        queries = qkv[:, :heads].view(length, self.kv_heads, -1, size)  # (length, kv, group, size)
+        mixed = out.view(length, self.kv_heads, -1, size)
+        if length == 1:
+            mixed.copy_(_one(queries, window.past[layer]))
+        else:
+            self._many(queries, window, window.past[layer], mixed)
 
     def _many(self, queries: Tensor, window: _Window, past: Tensor, out: Tensor) -> None:
         """A span of several tokens, QUERY_ROWS at a time; keys are shared by a group through a stride of 0."""
@@ -71,16 +104,15 @@ class AttentionStep:
         for first in range(0, span.length, QUERY_ROWS):
             rows = min(QUERY_ROWS, span.length - first)
             before = span.start + first
-            at = span.offset + first
             keys, values = past[:, :, None, : before + rows].expand(-1, -1, group, -1, -1).unbind(0)
             mask = None
             if before:
                 assert self._mask is not None
                 mask = self._mask[:rows, self._before - before : self._before + rows]
             mixed = F.scaled_dot_product_attention(
-                queries[at : at + rows].permute(1, 2, 0, 3), keys, values, attn_mask=mask, is_causal=mask is None
+                queries[first : first + rows].permute(1, 2, 0, 3), keys, values, attn_mask=mask, is_causal=mask is None
             )  # (kv, group, rows, size)
-            out[at : at + rows] = mixed.permute(2, 0, 1, 3)
+            out[first : first + rows] = mixed.permute(2, 0, 1, 3)
 
     def _lower_right(self) -> Tensor:
         """Row i sees columns up to `_before` + i: a block with fewer keys before it takes the columns on the right."""

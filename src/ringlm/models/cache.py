@@ -3,6 +3,8 @@ for now a block is one slot that holds a whole sequence."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,14 @@ class KVCache:
     def room(self, span: Span) -> tuple[Tensor, ...]:
         """Per layer a view (2, kv_heads, length, head_dim): where the span's own keys and values go."""
         return self._data[self._slot(span), :, :, :, span.start : span.start + span.length].unbind(0)
+
+    def addresses(self, span: Span) -> list[tuple[int, int]]:
+        """Per layer where the sequence's keys and values begin, each (kv_heads, context, head_dim)."""
+        block = self._slot(span)
+        _, layers, _, *rest = self._data.shape
+        size = math.prod(rest) * self._data.element_size()
+        first = self._data.data_ptr() + block * layers * 2 * size
+        return [(first + layer * 2 * size, first + (layer * 2 + 1) * size) for layer in range(layers)]
 
     def _slot(self, span: Span) -> int:
         (block,) = span.blocks

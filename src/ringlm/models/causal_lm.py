@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ringlm.models.attention import AttentionStep
 from ringlm.models.batch import Batch
 from ringlm.models.cache import KVCache
 from ringlm.models.config import ModelConfig
+from ringlm.models.functions import rms_norm
 from ringlm.models.rope import RopeTable
 from ringlm.parallel.linear import ColumnParallel, VocabularyParallel
 from ringlm.parallel.shard import RankShard
@@ -71,5 +71,5 @@ class CausalLM:
         attention = AttentionStep(batch, cache, self._rope, len(self.shard.query_heads), len(self.shard.kv_heads))
         for block in self._blocks:
             block.forward(hidden, attention)
-        wanted = F.rms_norm(hidden[batch.wanted], self._norm.shape, self._norm, self.config.norm_eps)
+        wanted = rms_norm(hidden[batch.wanted], self._norm, self.config.norm_eps)
         return self._head(wanted).float()

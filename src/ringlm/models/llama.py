@@ -5,17 +5,16 @@ transformers' LlamaForCausalLM is the reference. What is split how is at the end
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ringlm.models.attention import AttentionStep
 from ringlm.models.causal_lm import CausalLM
 from ringlm.models.config import ModelConfig
+from ringlm.models.functions import rms_norm, silu_multiply
 from ringlm.models.loader import ShardLoader
 from ringlm.models.rope import RopeTable
 from ringlm.parallel.linear import (
     ColumnParallel,
-    Dense,
     LinearSpec,
     VocabularyParallel,
     column_parallel,
@@ -41,12 +40,11 @@ class LlamaBlock:
 
     def forward(self, hidden: Tensor, attention: AttentionStep) -> None:
         """hidden (T, hidden_size) += attention, then += MLP."""
-        normed = F.rms_norm(hidden, self.attention_norm.shape, self.attention_norm, self.eps)
-        qkv = self.qkv(normed).view(len(hidden), -1, self.head_dim)  # (T, query + 2 * key-value heads, head_dim)
+        qkv = self.qkv(rms_norm(hidden, self.attention_norm, self.eps))
+        qkv = qkv.view(len(hidden), -1, self.head_dim)  # (T, query + 2 * key-value heads, head_dim)
         self.output.add_to(hidden, attention(self.cache_layer, qkv))
-        normed = F.rms_norm(hidden, self.mlp_norm.shape, self.mlp_norm, self.eps)
-        gate, up = self.gate_up(normed).chunk(2, -1)  # (T, columns) each
-        self.down.add_to(hidden, F.silu(gate).mul_(up))
+        gate_up = self.gate_up(rms_norm(hidden, self.mlp_norm, self.eps))  # (T, 2 * columns)
+        self.down.add_to(hidden, silu_multiply(gate_up))
 
 
 def build(config: ModelConfig, shard: RankShard, load: ShardLoader) -> CausalLM:
@@ -63,7 +61,7 @@ def build(config: ModelConfig, shard: RankShard, load: ShardLoader) -> CausalLM:
         VocabularyParallel(embedding, shard.vocabulary, load.comm),
         blocks,
         norm,
-        ColumnParallel(Dense(head), None),
+        ColumnParallel(head, None),
         load.nbytes,
     )
 

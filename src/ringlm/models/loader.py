@@ -3,9 +3,10 @@ at a time. Knows no family: the family asks a ShardLoader for its layers."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -15,10 +16,13 @@ from ringlm.models.causal_lm import CausalLM
 from ringlm.models.config import dimensions, read_config
 from ringlm.models.registry import builder
 from ringlm.parallel.communicator import Communicator
-from ringlm.parallel.linear import ColumnParallel, Dense, LinearSpec, RowParallel, Store
+from ringlm.parallel.linear import ColumnParallel, Dense, LinearSpec, Part, RowParallel, Storage
 from ringlm.parallel.shard import Range, ShardPlan
 from ringlm.weights.files import ModelFiles
 from ringlm.weights.source import WeightSource
+
+if TYPE_CHECKING:
+    from ringlm.models.packing import Packer
 
 __all__ = ["ShardLoader", "dimensions", "load_model"]
 
@@ -35,21 +39,25 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
     context: int,
+    bits: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CausalLM:
     """Rank `rank`'s part of the model in `files`, ready for sequences of up to `context` positions.
 
-    `progress` hears (bytes held, bytes to hold) as loading goes on. Raises ModelError, with file and tensor,
+    With `bits` (4 or 8) matrices are packed: those that the files hold packed as they are, the others in that many
+    bits. `progress` hears (bytes held, bytes to hold) as loading goes on. Raises ModelError, with file and tensor,
     before any memory is taken for weights.
     """
     config = dataclasses.replace(read_config(files.config), context=context)
     shard = plan.ranks[rank]
     build = builder(config.architecture)
-    survey = ShardLoader(files.tensors, comm, torch.device("meta"), dtype)
+    survey = ShardLoader(files.tensors, comm, torch.device("meta"), dtype, bits)
     total = build(dataclasses.replace(config, context=1), shard, survey).nbytes
     if len(shard.layers) == config.layers:
         survey.refuse_unused()
-    return build(config, shard, ShardLoader(files.tensors, comm, device, dtype, total, progress))
+    load = ShardLoader(files.tensors, comm, device, dtype, bits, total, progress)
+    with load.kept(survey, (files.fingerprint, files.changed, shard, bits)):
+        return build(config, shard, load)
 
 
 class ShardLoader:
@@ -62,34 +70,50 @@ class ShardLoader:
         comm: Communicator,
         device: torch.device,
         dtype: torch.dtype,
+        bits: int | None = None,
         total: int = 0,
         progress: Callable[[int, int], None] | None = None,
-        store: Store = Dense,
     ) -> None:
         self.comm, self.device, self.dtype, self.nbytes = comm, device, dtype, 0
-        self._source, self._total, self._progress, self._store = source, total, progress, store
+        self._source, self._total, self._progress = source, total, progress
         self._used: set[str] = set()
+        self._packer: Packer | None = None
+        if bits is not None:
+            from ringlm.models.packing import Packer  # with it comes a compiler
+
+            self._packer = Packer(source, bits, device, dtype)
+
+    @contextlib.contextmanager
+    def kept(self, survey: ShardLoader, key: tuple[object, ...]) -> Iterator[None]:
+        """While a shard is built that `survey` has been over: packed matrices come from the file that an earlier
+        start has kept under `key`, or go into it."""
+        if self._packer is None or survey._packer is None:
+            yield
+            return
+        with self._packer.kept(key, survey._packer.layout):
+            yield
 
     def column(self, spec: LinearSpec) -> ColumnParallel:
         """A column-parallel layer; its parts' biases are cut as their rows are."""
         bias = None
         if spec.bias:
             bias = torch.cat([self.vector(f"{part.name}.bias", part.shape[0], part.rows) for part in spec.parts])
-        return ColumnParallel(self._store(self._stacked(spec)), bias)
+        return ColumnParallel(self._matrix(spec.parts), bias)
 
     def row(self, spec: LinearSpec) -> RowParallel:
         """A row-parallel layer; every rank holds the whole bias, which is added after the reduction."""
         (part,) = spec.parts
         bias = self.vector(f"{part.name}.bias", part.shape[0]) if spec.bias else None
-        return RowParallel(self._store(self._stacked(spec)), bias, self.comm)
+        return RowParallel(self._matrix(spec.parts), bias, self.comm)
 
-    def matrix(self, name: str, shape: tuple[int, int], rows: Range) -> Tensor:
+    def matrix(self, name: str, shape: tuple[int, int], rows: Range) -> Storage:
         """`rows` of the matrix `name`.weight of `shape`."""
-        return self._read(f"{name}.weight", shape, rows, Range(0, shape[1]))
+        return self._matrix((Part(name, shape, rows, Range(0, shape[1])),))
 
     def vector(self, name: str, size: int, part: Range | None = None) -> Tensor:
         """The vector `name` of `size`, or a part of it."""
-        return self._read(name, (size,), Range(0, size) if part is None else part)
+        self._check(name, (size,))
+        return self._read(name, Range(0, size) if part is None else part)
 
     def refuse_unused(self) -> None:
         """ModelError for a tensor that the model has no place for: the result would be silently wrong."""
@@ -97,34 +121,44 @@ class ShardLoader:
             if name not in self._used and not name.endswith(_IGNORED):
                 raise ModelError(f"{self._source.place(name)} has no place in this model; config.json does not fit.")
 
-    def _stacked(self, spec: LinearSpec) -> Tensor:
+    def _matrix(self, parts: tuple[Part, ...]) -> Storage:
         """The parts of a layer below one another."""
-        if len(spec.parts) == 1:
-            (part,) = spec.parts
-            return self._read(f"{part.name}.weight", part.shape, part.rows, part.columns)
-        rows = sum(len(part.rows) for part in spec.parts)
-        stacked = torch.empty(rows, len(spec.parts[0].columns), dtype=self.dtype, device=self.device)
+        for part in parts:
+            self._check(f"{part.name}.weight", part.shape)
+        if self._packer is not None:
+            packed = self._packer.pack(parts)
+            self._count(packed.nbytes)
+            return packed
+        if len(parts) == 1:
+            return Dense(self._read(f"{parts[0].name}.weight", parts[0].rows, parts[0].columns))
+        rows = sum(len(part.rows) for part in parts)
+        stacked = torch.empty(rows, len(parts[0].columns), dtype=self.dtype, device=self.device)
         top = 0
-        for part in spec.parts:
+        for part in parts:
             bottom = top + len(part.rows)
-            stacked[top:bottom] = self._read(f"{part.name}.weight", part.shape, part.rows, part.columns)
+            stacked[top:bottom] = self._read(f"{part.name}.weight", part.rows, part.columns)
             top = bottom
-        return stacked
+        return Dense(stacked)
 
-    def _read(self, name: str, shape: tuple[int, ...], rows: Range, columns: Range | None = None) -> Tensor:
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
         found = self._source.shape(name)
         if found != shape:
             raise ModelError(
                 f"{self._source.place(name)} has the shape {list(found)}; config.json makes it {list(shape)}."
             )
         self._used.add(name)
+
+    def _read(self, name: str, rows: Range, columns: Range | None = None) -> Tensor:
         cut = (len(rows),) if columns is None else (len(rows), len(columns))
         if self.device.type == "meta" or 0 in cut:
             tensor = torch.empty(cut, dtype=self.dtype, device=self.device)
         else:
             inner = None if columns is None else columns.slice
             tensor = self._source.read(name, rows.slice, inner, self.dtype).to(self.device)
-        self.nbytes += tensor.nbytes
+        self._count(tensor.nbytes)
+        return tensor
+
+    def _count(self, nbytes: int) -> None:
+        self.nbytes += nbytes
         if self._progress is not None:
             self._progress(self.nbytes, self._total)
-        return tensor

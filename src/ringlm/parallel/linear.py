@@ -7,7 +7,6 @@ a row-parallel layer is the only one that communicates: its partial sums are red
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,8 +57,9 @@ class Storage(Protocol):
         """(T, in) to (T, out), plus the bias (out,)."""
         ...
 
-
-Store = Callable[[Tensor], Storage]  # from the dense matrix (out, in)
+    def rows(self, indices: Tensor) -> Tensor:
+        """int64 (T,), each within out, to those rows (T, in); of a matrix without rows, to zeros."""
+        ...
 
 
 class Dense:
@@ -74,6 +74,11 @@ class Dense:
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, self.weight, bias)
+
+    def rows(self, indices: Tensor) -> Tensor:
+        if not len(self.weight):
+            return self.weight.new_zeros(len(indices), self.weight.shape[1])
+        return F.embedding(indices, self.weight)
 
 
 class ColumnParallel:
@@ -103,16 +108,14 @@ class RowParallel:
 class VocabularyParallel:
     """The embedding of tokens, of which this rank holds the rows `rows`; the other ranks' tokens give zeros here."""
 
-    def __init__(self, weight: Tensor, rows: Range, comm: Communicator) -> None:
-        self.weight, self.rows, self.comm = weight, rows, comm
+    def __init__(self, matrix: Storage, rows: Range, comm: Communicator) -> None:
+        self.matrix, self.rows, self.comm = matrix, rows, comm
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """int64 (T,) to (T, hidden_size), the same on every rank."""
         if self.comm.world_size == 1:
-            return F.embedding(tokens, self.weight)
-        if not len(self.rows):
-            return self.comm.all_reduce(self.weight.new_zeros(len(tokens), self.weight.shape[1]))
+            return self.matrix.rows(tokens)
         local = tokens - self.rows.start
         elsewhere = (local < 0) | (local >= len(self.rows))
-        embedded = F.embedding(local.masked_fill_(elsewhere, 0), self.weight)
+        embedded = self.matrix.rows(local.masked_fill_(elsewhere, 0))
         return self.comm.all_reduce(embedded.masked_fill_(elsewhere[:, None], 0))

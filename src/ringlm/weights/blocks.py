@@ -9,7 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ringlm.weights.packed import Packed
+
 ELEMENTS = 32
+
+
+def packed(blocks: Tensor, ggml_type: str) -> Packed:
+    """uint8 (rows, blocks, bytes of a block) as it is: the same codes, scales and minimums."""
+    scales = blocks[..., :2].contiguous().view(torch.float16).squeeze(2)
+    if ggml_type == "Q8_0":
+        return Packed(8, blocks[..., 2:].view(torch.int8), scales, None)
+    if ggml_type == "Q4_0":
+        return Packed(4, blocks[..., 2:], scales, None)
+    if ggml_type == "Q4_1":
+        return Packed(4, blocks[..., 4:], scales, blocks[..., 2:4].contiguous().view(torch.float16).squeeze(2))
+    raise ValueError(f"{ggml_type} is not a block format")
 
 
 def dequantize(blocks: Tensor, ggml_type: str) -> Tensor:

@@ -27,6 +27,7 @@ class ModelFiles:
     config: dict[str, Any]  # config.json's names, for GGUF as well
     fingerprint: str  # "name:16 hex characters"; equal on ranks that hold the same model
     tensors: WeightSource
+    changed: int  # when one of the weights' files was changed last, in nanoseconds; differs from machine to machine
 
 
 def open_model(path: str | Path, format: str | None = None) -> ModelFiles:
@@ -47,7 +48,8 @@ def open_model(path: str | Path, format: str | None = None) -> ModelFiles:
         config, name = source.config, path.stem
     else:
         source, config, name = FolderWeights(path), _config(path), path.resolve().name
-    return ModelFiles(path, found, name, config, f"{name}:{fingerprint(config, source.entries)}", source)
+    changed = max(entry.stat().st_mtime_ns for entry in {entry.path for entry in source.entries.values()})
+    return ModelFiles(path, found, name, config, f"{name}:{fingerprint(config, source.entries)}", source, changed)
 
 
 def _locate(path: Path) -> tuple[Path, Format]:

@@ -78,6 +78,9 @@ class FolderWeights:
             raise ModelError(f"{self.place(name)} cannot be read: {error}.") from error
         return torch.empty(mapped.shape, dtype=dtype or mapped.dtype).copy_(mapped)  # ours, no longer the file's
 
+    def packed(self, name: str, rows: slice, blocks: slice) -> None:
+        self._entry(name)
+
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:
             raise ModelError(f"{self._label}: tensor {name!r} is missing.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from ringlm.errors import ModelError
@@ -12,6 +12,8 @@ from ringlm.weights.source import Entry, bounds
 
 if TYPE_CHECKING:
     import torch
+
+    from ringlm.weights.packed import Packed
 
 _TILE: Final = 1 << 20  # elements turned into float32 at a time: 4 MB stay in the cache
 _FORMATS: Final = {name: (block, nbytes) for name, block, nbytes in BLOCK_FORMATS.values()}
@@ -61,18 +63,41 @@ class GGUFWeights:
         start, stop = bounds(rows, entry.shape[0])
         return self._rows(name, entry, start, stop, columns, dtype)
 
+    def packed(self, name: str, rows: slice, blocks: slice) -> Packed | None:
+        from ringlm.weights.blocks import packed
+
+        entry = self._entry(name)
+        block, block_bytes = _FORMATS[entry.dtype]
+        if block == 1 or len(entry.shape) != 2:
+            return None
+        start, stop = bounds(rows, entry.shape[0])
+        first, last = bounds(blocks, entry.shape[1] // block)
+
+        def raw(start: int, stop: int) -> torch.Tensor:
+            tile = self._raw(entry, start, stop, first * block_bytes, last * block_bytes)
+            return tile.view(stop - start, last - first, block_bytes)
+
+        return packed(self._in_order(name, entry, start, stop, raw), entry.dtype)
+
     def _rows(
         self, name: str, entry: Entry, start: int, stop: int, columns: slice | None, dtype: torch.dtype | None
     ) -> torch.Tensor:
+        return self._in_order(
+            name, entry, start, stop, lambda start, stop: self._matrix(entry, start, stop, columns, dtype)
+        )
+
+    def _in_order(
+        self, name: str, entry: Entry, start: int, stop: int, read: Callable[[int, int], torch.Tensor]
+    ) -> torch.Tensor:
         """Rows [start, stop), out of ggml's rotary order where they are in it; whole heads are read for that."""
         if not is_permuted(name):
-            return self._matrix(entry, start, stop, columns, dtype)
+            return read(start, stop)
         heads = self.config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
         if heads < 1 or entry.shape[0] % (2 * heads):
             raise ModelError(f"{self.place(name)} has {entry.shape[0]} rows, not {heads} heads of an even size.")
         size = entry.shape[0] // heads
         first, last = start // size * size, -(-stop // size) * size
-        pairs = self._matrix(entry, first, last, columns, dtype)
+        pairs = read(first, last)
         count = (last - first) // size
         halves = pairs.view(count, size // 2, 2, *pairs.shape[1:]).transpose(1, 2)  # (heads, 2, size / 2, …)
         return halves.reshape(pairs.shape)[start - first : stop - first].contiguous()
@@ -89,7 +114,6 @@ class GGUFWeights:
         self, entry: Entry, rows: tuple[int, int], columns: tuple[int, int], dtype: torch.dtype | None
     ) -> torch.Tensor:
         """The elements [rows) x [columns), a tile of rows at a time; blocks that a cut goes through are read whole."""
-        import numpy as np
         import torch
 
         from ringlm.weights.blocks import dequantize
@@ -100,15 +124,11 @@ class GGUFWeights:
         out = torch.empty(row_stop - row_start, column_stop - column_start, dtype=dtype or plain or torch.float32)
         if not out.numel():
             return out
-        row_bytes = entry.shape[-1] // block * block_bytes
         first, last = column_start // block, -(-column_stop // block)
         height = max(1, _TILE // ((last - first) * block))
         for top in range(row_start, row_stop, height):
             bottom = min(top + height, row_stop)
-            mapped = np.frombuffer(
-                self._data, np.uint8, (bottom - top) * row_bytes, entry.offset + top * row_bytes
-            ).reshape(bottom - top, row_bytes)
-            raw = torch.from_numpy(mapped[:, first * block_bytes : last * block_bytes].copy())
+            raw = self._raw(entry, top, bottom, first * block_bytes, last * block_bytes)
             if plain is not None:
                 tile = raw.view(plain)
             else:
@@ -116,6 +136,15 @@ class GGUFWeights:
             lead = first * block
             out[top - row_start : bottom - row_start] = tile[:, column_start - lead : column_stop - lead]
         return out
+
+    def _raw(self, entry: Entry, start: int, stop: int, first: int, last: int) -> torch.Tensor:
+        """A copy of bytes [first, last) of rows [start, stop); a vector is a single row."""
+        import numpy as np
+        import torch
+
+        row_bytes = entry.nbytes // (entry.shape[0] if len(entry.shape) == 2 else 1)
+        mapped = np.frombuffer(self._data, np.uint8, (stop - start) * row_bytes, entry.offset + start * row_bytes)
+        return torch.from_numpy(mapped.reshape(stop - start, row_bytes)[:, first:last].copy())
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:

@@ -14,6 +14,8 @@ import msgspec
 if TYPE_CHECKING:
     import torch
 
+    from ringlm.weights.packed import Packed
+
 SAMPLE_BYTES = 64  # read at the start, the middle and the end of every tensor for the fingerprint
 
 
@@ -55,6 +57,11 @@ class WeightSource(Protocol):
     ) -> torch.Tensor:
         """`tensor[rows]` or `tensor[rows, columns]`, contiguous, in `dtype` (None: the file's, or float32 where
         that is quantized). Only that part of the file is read; slices have step 1 and lie within the shape."""
+        ...
+
+    def packed(self, name: str, rows: slice, blocks: slice) -> Packed | None:
+        """`rows` and blocks of 32 columns of a matrix as the file packs it, codes as they are; None where the file
+        holds it in floats. Empty slices tell the form."""
         ...
 
 

@@ -1,0 +1,107 @@
+"""From a file's tensors to a packed matrix: codes as they are where the file holds codes, else quantized, a tile of
+rows at a time, so that no whole matrix is ever there in floats. Knows no layers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ringlm.models.shard_file import ShardFile, ShardWriter, shard_path
+from ringlm.parallel.linear import Part
+from ringlm.parallel.packed import PackedMatrix, Segment, Workspace
+from ringlm.weights.packed import BLOCK, Packed, quantize
+from ringlm.weights.source import WeightSource
+
+_TILE: Final = 1 << 20  # elements that are floats at a time
+_ROWS: Final = 32  # a tile has a multiple of them: heads, and the rows that lie side by side, stay whole
+
+
+class Packer:
+    """Packs this rank's parts of matrices from `source`; what the file holds in floats, in `bits` bits.
+
+    On the meta device it reads nothing, and `layout` grows by what a shard file would hold.
+    """
+
+    def __init__(self, source: WeightSource, bits: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.layout: dict[str, Tensor] = {}
+        self._source, self._bits, self._device, self._dtype = source, bits, device, dtype
+        self._stored: ShardFile | None = None
+        self._writer: ShardWriter | None = None
+        self._workspace = Workspace()
+
+    @contextlib.contextmanager
+    def kept(self, key: tuple[object, ...], layout: dict[str, Tensor]) -> Iterator[None]:
+        """What is packed meanwhile comes from the shard file of `key`, if there is one with this layout, or is kept
+        there for the next start."""
+        path = shard_path(*key)
+        self._stored = ShardFile.find(path, layout)
+        if self._stored is not None:
+            yield
+            return
+        self._writer = ShardWriter(path, layout)
+        try:
+            yield
+            self._writer.finish()
+        finally:
+            self._writer.discard()
+            self._writer = None
+
+    def pack(self, parts: Sequence[Part]) -> PackedMatrix:
+        """The parts of a layer below one another."""
+        columns = parts[0].columns
+        segments = [self._segment(run) for run in self._runs(parts)]
+        return PackedMatrix(segments, len(columns), columns.start % BLOCK, self._dtype, self._workspace)
+
+    def _segment(self, run: Sequence[Part]) -> Segment:
+        """Parts that are packed alike."""
+        rows = sum(len(part.rows) for part in run)
+        sample = self._read(run[0], 0, 0)
+        if self._stored is not None:
+            return Segment(sample, rows, self._device, self._stored.tensors(run[0].name))
+        segment = Segment(sample, rows, self._device)
+        if self._device.type != "meta":
+            first = 0
+            for tile in (tile for part in run for tile in self._tiles(part)):
+                segment.fill(first, tile)
+                first += len(tile.codes)
+        for name, tensor in segment.tensors().items():
+            if self._writer is not None:
+                self._writer.write(f"{run[0].name}.{name}", tensor)
+            elif self._device.type == "meta":
+                self.layout[f"{run[0].name}.{name}"] = tensor
+        return segment
+
+    def _runs(self, parts: Sequence[Part]) -> list[list[Part]]:
+        """Consecutive parts that are packed alike."""
+        runs: list[list[Part]] = []
+        last = None
+        for part in parts:
+            sample = self._read(part, 0, 0)
+            form = sample.bits, sample.minimums is not None
+            if form != last:
+                runs.append([])
+                last = form
+            runs[-1].append(part)
+        return runs
+
+    def _tiles(self, part: Part) -> Iterator[Packed]:
+        height = max(1, _TILE // max(1, len(part.columns)) // _ROWS) * _ROWS
+        for top in range(part.rows.start, part.rows.stop, height):
+            yield self._read(part, top, min(top + height, part.rows.stop))
+
+    def _read(self, part: Part, start: int, stop: int) -> Packed:
+        """Rows [start, stop) of the file's matrix, and this part's columns in whole blocks of the file's."""
+        rows = slice(start, stop)
+        name = f"{part.name}.weight"
+        blocks = slice(part.columns.start // BLOCK, -(-part.columns.stop // BLOCK))
+        packed = self._source.packed(name, rows, blocks)
+        if packed is not None:
+            return packed
+        columns = slice(blocks.start * BLOCK, min(blocks.stop * BLOCK, part.shape[1]))
+        if start == stop:
+            return quantize(torch.empty(0, columns.stop - columns.start), self._bits)
+        return quantize(self._source.read(name, rows, columns, torch.float32), self._bits)

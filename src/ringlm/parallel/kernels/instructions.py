@@ -1,0 +1,150 @@
+"""The dot product of bytes as this machine does it, as LLVM instructions. Knows vectors, no matrices.
+
+Eight rows of a matrix go side by side: lane i of a vector belongs to row i, and holds four codes of it. One
+activation of four bytes is multiplied with all of them:
+
+    lane i += codes[i][0] * x[0] + … + codes[i][3] * x[3]
+
+x86 has this in one instruction with VNNI and in two or three with AVX2; elsewhere it is spelled out, and LLVM
+makes of it what it can.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+from llvmlite import binding, ir
+
+LANES: Final = 8  # rows side by side
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+F16, F32 = ir.HalfType(), ir.FloatType()
+
+# llvmlite has no types.
+Builder = Any
+Value = Any
+
+
+def vector(element: Any, count: int = LANES) -> Any:
+    """The type of a vector of `count` elements."""
+    return ir.VectorType(element, count)
+
+
+def constant(element: Any, value: float, count: int = LANES) -> Value:
+    """A vector of equal constants."""
+    return ir.Constant(vector(element, count), [value] * count)
+
+
+def load(b: Builder, base: Value, offset: Value, type: Any) -> Value:
+    """A value of `type` at `base`, a typed pointer, plus `offset` elements; aligned to nothing."""
+    value = b.load(b.bitcast(b.gep(base, [offset]), type.as_pointer()))
+    value.align = 1
+    return value
+
+
+def spread(b: Builder, value: Value, count: int = LANES) -> Value:
+    """`value` in every lane."""
+    undefined = ir.Constant(vector(value.type, count), ir.Undefined)
+    first = b.insert_element(undefined, value, ir.Constant(I32, 0))
+    return b.shuffle_vector(first, undefined, constant(I32, 0, count))
+
+
+def call(b: Builder, name: str, result: Any, *arguments: Value) -> Value:
+    """Call one of LLVM's own functions."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = b.module.globals.get(name) or ir.Function(b.module, kind, name)
+    return b.call(function, arguments)
+
+
+def multiply_add(b: Builder, x: Value, y: Value, z: Value) -> Value:
+    """x * y + z for vectors of float32, rounded once."""
+    return call(b, f"llvm.fma.v{LANES}f32", vector(F32), x, y, z)
+
+
+class Dot(Protocol):
+    """How a machine sums products of bytes. Begin with None, add up to eight times, then finish."""
+
+    def add_unsigned(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
+        """The sum with codes 0 to 15 times x -127 to 127, both <32 x i8>, added."""
+        ...
+
+    def add_signed(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
+        """The sum with codes -128 to 127 times x -127 to 127 added."""
+        ...
+
+    def finish(self, b: Builder, sum: Value, unsigned: bool) -> Value:
+        """The sum as <8 x i32>."""
+        ...
+
+
+class Portable:
+    """Any machine that LLVM compiles for."""
+
+    def add_unsigned(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
+        return self._add(b, sum, b.zext(codes, vector(I32, 4 * LANES)), x)
+
+    def add_signed(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
+        return self._add(b, sum, b.sext(codes, vector(I32, 4 * LANES)), x)
+
+    def _add(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
+        products = b.mul(codes, b.sext(x, vector(I32, 4 * LANES)))
+        undefined = ir.Constant(products.type, ir.Undefined)
+        for place in range(4):
+            lanes = ir.Constant(vector(I32), list(range(place, 4 * LANES, 4)))
+            part = b.shuffle_vector(products, undefined, lanes)
+            sum = part if sum is None else b.add(sum, part)
+        return sum
+
+    def finish(self, b: Builder, sum: Value, unsigned: bool) -> Value:
+        return sum
+
+
+class Avx2:
+    """Pairs of products in 16 bits, which hold eight sums of unsigned 4-bit codes: 8 * 2 * 15 * 127 < 2**15."""
+
+    def add_unsigned(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
+        pairs = self._pairs(b, codes, x)
+        return pairs if sum is None else b.add(sum, pairs)
+
+    def add_signed(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
+        signed = call(b, "llvm.x86.avx2.psign.b", vector(I8, 4 * LANES), x, codes)
+        quads = self._widen(b, self._pairs(b, _absolute(b, codes), signed))
+        return quads if sum is None else b.add(sum, quads)
+
+    def finish(self, b: Builder, sum: Value, unsigned: bool) -> Value:
+        return self._widen(b, sum) if unsigned else sum
+
+    def _pairs(self, b: Builder, codes: Value, x: Value) -> Value:
+        return call(b, "llvm.x86.avx2.pmadd.ub.sw", vector(I16, 2 * LANES), codes, x)
+
+    def _widen(self, b: Builder, pairs: Value) -> Value:
+        return call(b, "llvm.x86.avx2.pmadd.wd", vector(I32), pairs, constant(I16, 1, 2 * LANES))
+
+
+class Vnni:
+    """One instruction sums four products of a lane in 32 bits."""
+
+    def add_unsigned(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
+        start = constant(I32, 0) if sum is None else sum
+        words = (b.bitcast(value, vector(I32)) for value in (codes, x))
+        return call(b, "llvm.x86.avx512.vpdpbusd.256", vector(I32), start, *words)
+
+    def add_signed(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
+        signed = call(b, "llvm.x86.avx2.psign.b", vector(I8, 4 * LANES), x, codes)
+        return self.add_unsigned(b, sum, _absolute(b, codes), signed)
+
+    def finish(self, b: Builder, sum: Value, unsigned: bool) -> Value:
+        return sum
+
+
+def _absolute(b: Builder, codes: Value) -> Value:
+    """128 for -128: the result is unsigned."""
+    return call(b, f"llvm.abs.v{4 * LANES}i8", vector(I8, 4 * LANES), codes, ir.Constant(ir.IntType(1), 0))
+
+
+def dot_of_host() -> Dot:
+    """The fastest that this machine has."""
+    features = binding.get_host_cpu_features()
+    if (features.get("avx512vnni") and features.get("avx512vl")) or features.get("avxvnni"):
+        return Vnni()
+    return Avx2() if features.get("avx2") else Portable()

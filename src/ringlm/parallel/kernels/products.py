@@ -1,0 +1,243 @@
+"""Matrices in blocks of 32 codes times activations: tiles in registers, and the loops around them.
+
+A matrix is held eight rows at a time (`interleave` in parallel/packed.py), so that one load brings four codes of each
+of eight rows. Activations are rounded to 8 bits by blocks of 32, each with its own scale, as llama.cpp does (its
+Q8_0): the products are then sums of bytes, which a CPU does several times faster than it multiplies floats.
+
+    weight = scale * code + minimum        x = x_scale * x_code
+    sum of weight * x = scale * x_scale * sum(code * x_code) + minimum * x_scale * sum(x_code)
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, config, njit, prange, set_num_threads, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ringlm.parallel.kernels import instructions as at
+from ringlm.parallel.kernels.instructions import F16, F32, I8, I64, LANES, constant, load, spread, vector
+
+BLOCK: Final = 32
+TOKENS: Final = 4  # in a tile of registers
+_PANEL: Final = 8  # blocks of rows that stay in the cache while all tokens pass
+
+# How a matrix is packed: bits of a code, and whether blocks have a minimum; without one, 4-bit codes count from -8.
+FORMS: Final = ((4, False), (4, True), (8, False), (8, True))
+
+_dot = at.dot_of_host()
+
+
+@intrinsic(prefer_literal=True)
+def _tile(typing, form, tokens, codes, scales, minimums, x_codes, x_scales, x_sums, out, blocks, out_stride):
+    """Eight rows times `tokens` activations, to out[token * out_stride: + 8]. All arguments are integers, pointers
+    included; `form` and `tokens` are literals."""
+    bits, has_minimum = FORMS[form.literal_value]
+    count: int = tokens.literal_value
+    signature = types.void(form, tokens, *[types.intp] * 9)
+
+    def generate(context: Any, b: at.Builder, signature: Any, arguments: Any) -> at.Value:
+        pointers = [
+            b.inttoptr(value, kind.as_pointer())
+            for value, kind in zip(arguments[2:9], (I8, F16, F16, I8, F32, F32, F32), strict=True)
+        ]
+        codes, scales, minimums, x_codes, x_scales, x_sums, out = pointers
+        blocks, out_stride = arguments[9:]
+
+        def row(base: at.Value, token: int, stride: at.Value) -> at.Value:
+            return b.gep(base, [b.mul(stride, ir.Constant(I64, token))])
+
+        every = range(count)
+        x_rows = [row(x_codes, token, b.mul(blocks, ir.Constant(I64, BLOCK))) for token in every]
+        scale_rows = [row(x_scales, token, blocks) for token in every]
+        sum_rows = [row(x_sums, token, blocks) for token in every]
+        totals = [cgutils.alloca_once_value(b, constant(F32, 0.0)) for _ in every]
+        with cgutils.for_range(b, blocks) as loop:
+            block = loop.index
+            dots = _block(b, bits, codes, x_rows, block)
+            scale = b.fpext(load(b, scales, b.mul(block, ir.Constant(I64, LANES)), vector(F16)), vector(F32))
+            minimum = None
+            if has_minimum:
+                minimum = b.fpext(load(b, minimums, b.mul(block, ir.Constant(I64, LANES)), vector(F16)), vector(F32))
+            for token in every:
+                dot = b.sitofp(dots[token], vector(F32))
+                x_scale = spread(b, load(b, scale_rows[token], block, F32))
+                total = b.load(totals[token])
+                if minimum is not None or bits == 4:
+                    x_sum = spread(b, load(b, sum_rows[token], block, F32))
+                    offset = b.fmul(scale, constant(F32, -8.0)) if minimum is None else minimum
+                    total = at.multiply_add(b, offset, x_sum, total)
+                total = at.multiply_add(b, dot, b.fmul(scale, x_scale), total)
+                b.store(total, totals[token])
+        for token in every:
+            place = b.bitcast(row(out, token, out_stride), vector(F32).as_pointer())
+            b.store(b.load(totals[token]), place).align = 4
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _block(b: at.Builder, bits: int, codes: at.Value, x_rows: list[at.Value], block: at.Value) -> list[at.Value]:
+    """For each token the sums of products over one block of 32 columns, <8 x i32>."""
+    chunks = BLOCK * bits // 32  # of 4 bytes a row
+    base = b.gep(codes, [b.mul(block, ir.Constant(I64, chunks * 4 * LANES))])
+    first = b.mul(block, ir.Constant(I64, BLOCK))
+    sums: list[at.Value | None] = [None] * len(x_rows)
+    add = _dot.add_unsigned if bits == 4 else _dot.add_signed
+    for chunk in range(chunks):
+        raw = load(b, base, ir.Constant(I64, chunk * 4 * LANES), vector(I8, 4 * LANES))
+        parts = [(raw, 4 * chunk)]
+        if bits == 4:  # elements 0 to 15 of a block in the low halves of its bytes, 16 to 31 in the high ones
+            low = b.and_(raw, constant(I8, 15, 4 * LANES))
+            high = b.lshr(raw, constant(I8, 4, 4 * LANES))
+            parts = [(low, 4 * chunk), (high, 16 + 4 * chunk)]
+        for token, x_row in enumerate(x_rows):
+            for part, offset in parts:
+                word = load(b, x_row, b.add(first, ir.Constant(I64, offset)), at.I32)
+                x = b.bitcast(spread(b, word), vector(I8, 4 * LANES))
+                sums[token] = add(b, sums[token], part, x)
+    return [_dot.finish(b, total, bits == 4) for total in sums]
+
+
+@intrinsic
+def _floats(typing: Any, address: Any) -> Any:
+    """An address as a pointer to float32."""
+    return types.CPointer(types.float32)(address), lambda context, b, signature, values: b.inttoptr(
+        values[0], F32.as_pointer()
+    )
+
+
+@intrinsic
+def _round_block(typing, x, codes, scale_at, sum_at):
+    """32 floats at `x` to int8 at `codes`; their scale, and scale * sum(codes). All arguments are addresses."""
+    signature = types.void(*[types.intp] * 4)
+
+    def generate(context: Any, b: at.Builder, signature: Any, arguments: Any) -> at.Value:
+        kinds = (F32, I8, F32, F32)
+        x, codes, scale_at, sum_at = (
+            b.inttoptr(value, kind.as_pointer()) for value, kind in zip(arguments, kinds, strict=True)
+        )
+        quarters = [load(b, x, ir.Constant(I64, first), vector(F32)) for first in range(0, BLOCK, LANES)]
+        peaks = [at.call(b, "llvm.fabs.v8f32", vector(F32), quarter) for quarter in quarters]
+        while len(peaks) > 1:
+            peaks = [at.call(b, "llvm.maxnum.v8f32", vector(F32), *peaks[:2]), *peaks[2:]]
+        peak = at.call(b, "llvm.vector.reduce.fmax.v8f32", F32, peaks[0])
+        empty = b.fcmp_unordered("<=", peak, ir.Constant(F32, 0.0))
+        inverse = b.select(empty, ir.Constant(F32, 0.0), b.fdiv(ir.Constant(F32, 127.0), peak))
+        scale = b.fmul(peak, ir.Constant(F32, 1 / 127))
+        total = constant(at.I32, 0)
+        for index, quarter in enumerate(quarters):
+            exact = b.fmul(quarter, spread(b, inverse))
+            rounded = b.fptosi(at.call(b, "llvm.rint.v8f32", vector(F32), exact), vector(at.I32))
+            total = b.add(total, rounded)
+            place = b.bitcast(b.gep(codes, [ir.Constant(I64, index * LANES)]), vector(I8).as_pointer())
+            b.store(b.trunc(rounded, vector(I8)), place).align = 1
+        count = b.sitofp(at.call(b, "llvm.vector.reduce.add.v8i32", at.I32, total), F32)
+        b.store(scale, scale_at)
+        b.store(b.fmul(scale, count), sum_at)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@njit(cache=True, nogil=True)
+def round_activations(x, tokens, columns, lead, blocks, codes, scales, sums):
+    """float32 x (tokens, columns) to int8 codes (tokens, blocks * 32), their scales and scale * sum(codes), float32
+    (tokens, blocks). `lead` columns of the first block lie before x; they, and what is missing at the end, are 0.
+    All arguments are integers, addresses included."""
+    values = carray(_floats(x), (tokens, columns))
+    padded = np.zeros(BLOCK, np.float32)
+    for token in range(tokens):
+        for block in range(blocks):
+            start = block * BLOCK - lead
+            place = token * blocks + block
+            piece = x + (token * columns + start) * 4
+            if start < 0 or start + BLOCK > columns:
+                for offset in range(BLOCK):
+                    column = start + offset
+                    padded[offset] = values[token, column] if 0 <= column < columns else np.float32(0)
+                piece = padded.ctypes.data
+            _round_block(piece, codes + place * BLOCK, scales + place * 4, sums + place * 4)
+
+
+def _compile(form: int) -> Any:
+    """The product of a matrix packed in form `form`, compiled when first called and kept on disk.
+
+    Row blocks `first` to `last`, of LANES rows each, of the matrix times rounded activations, to float32 out
+    (tokens, stride). All arguments are integers, pointers included.
+    """
+    bytes_of_block = LANES * BLOCK * FORMS[form][0] // 8
+
+    @njit(cache=True, nogil=True)
+    def product(codes, scales, minimums, x_codes, x_scales, x_sums, out, first, last, blocks, tokens, stride):
+        codes_step, scales_step = blocks * bytes_of_block, blocks * LANES * 2
+        for top in range(first, last, _PANEL):
+            bottom = min(top + _PANEL, last)
+            token = 0
+            while token < tokens:
+                xc, xs, xt = (
+                    x_codes + token * blocks * BLOCK,
+                    x_scales + token * blocks * 4,
+                    x_sums + token * blocks * 4,
+                )
+                left = tokens - token
+                for n in range(top, bottom):
+                    c, s, m = codes + n * codes_step, scales + n * scales_step, minimums + n * scales_step
+                    place = out + (token * stride + n * LANES) * 4
+                    if left >= 4:
+                        _tile(form, 4, c, s, m, xc, xs, xt, place, blocks, stride)
+                    elif left >= 2:
+                        _tile(form, 2, c, s, m, xc, xs, xt, place, blocks, stride)
+                    else:
+                        _tile(form, 1, c, s, m, xc, xs, xt, place, blocks, stride)
+                token += 4 if left >= 4 else (2 if left >= 2 else 1)
+
+    return product
+
+
+_product_0, _product_1, _product_2, _product_3 = (_compile(form) for form in range(len(FORMS)))
+_products: Final = (_product_0, _product_1, _product_2, _product_3)
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _by_threads(form, threads, c, s, m, xc, xs, xt, out, row_blocks, blocks, tokens, stride):
+    for part in prange(threads):
+        first, last = row_blocks * part // threads, row_blocks * (part + 1) // threads
+        if form == 0:
+            _product_0(c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
+        elif form == 1:
+            _product_1(c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
+        elif form == 2:
+            _product_2(c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
+        else:
+            _product_3(c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
+
+
+def multiply(
+    form: int,
+    codes: int,
+    scales: int,
+    minimums: int,
+    x_codes: int,
+    x_scales: int,
+    x_sums: int,
+    out: int,
+    row_blocks: int,
+    blocks: int,
+    tokens: int,
+    stride: int,
+    threads: int,
+) -> None:
+    """A packed matrix times `tokens` rounded activations: float32 at `out`, `stride` elements a token.
+
+    Pointers are addresses. `row_blocks` blocks of LANES rows by `blocks` blocks of 32 columns.
+    """
+    matrix, x = (codes, scales, minimums), (x_codes, x_scales, x_sums)
+    if threads == 1:
+        _products[form](*matrix, *x, out, 0, row_blocks, blocks, tokens, stride)
+        return
+    set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+    _by_threads(form, threads, *matrix, *x, out, row_blocks, blocks, tokens, stride)

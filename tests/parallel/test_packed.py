@@ -1,0 +1,124 @@
+"""Packed matrices: their products equal those of the weights that the codes stand for, at every size and cut."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ringlm.parallel.kernels.products import FORMS
+from ringlm.parallel.packed import PackedMatrix, Segment, Workspace
+
+CPU = torch.device("cpu")
+
+
+class Sample(NamedTuple):
+    """Random rows, packed."""
+
+    bits: int
+    codes: Tensor
+    scales: Tensor
+    minimums: Tensor | None
+
+    @staticmethod
+    def random(form: tuple[int, bool], rows: int, blocks: int) -> Sample:
+        bits, has_minimum = form
+        shape = (rows, blocks)
+        if bits == 4:
+            codes = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8)
+        else:
+            codes = torch.randint(-128, 128, (*shape, 32), dtype=torch.int8)
+        return Sample(bits, codes, torch.rand(shape).half(), torch.randn(shape).half() if has_minimum else None)
+
+    def weights(self) -> Tensor:
+        """float64 (rows, blocks * 32)."""
+        if self.bits == 4:
+            values = torch.cat((self.codes & 15, self.codes >> 4), 2).double()
+            values = values if self.minimums is not None else values - 8
+        else:
+            values = self.codes.double()
+        values *= self.scales.double().unsqueeze(2)
+        if self.minimums is not None:
+            values += self.minimums.double().unsqueeze(2)
+        return values.flatten(1)
+
+
+def matrix(samples: list[Sample], columns: int, lead: int) -> PackedMatrix:
+    segments = []
+    for sample in samples:
+        segment = Segment(sample, len(sample.codes), CPU)
+        for first in range(0, len(sample.codes), 24):  # as tiles come
+            part = [None if t is None else t[first : first + 24] for t in sample[1:]]
+            segment.fill(first, Sample(sample.bits, *part))
+        segments.append(segment)
+    return PackedMatrix(segments, columns, lead, torch.float32, Workspace())
+
+
+def rounded(x: Tensor, lead: int, blocks: int) -> Tensor:
+    """x as the kernel sees it: int8 in blocks of 32, in float64 (tokens, columns)."""
+    padded = torch.zeros(len(x), blocks * 32)
+    padded[:, lead : lead + x.shape[1]] = x
+    grouped = padded.view(len(x), blocks, 32)
+    scale = grouped.abs().amax(2, keepdim=True) / 127
+    codes = (grouped / scale).nan_to_num().round()
+    return (codes.double() * scale.double()).view(len(x), -1)[:, lead : lead + x.shape[1]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    forms=st.lists(st.sampled_from(FORMS), min_size=1, max_size=3),
+    rows=st.integers(1, 70),
+    columns=st.integers(1, 200),
+    lead=st.integers(0, 31),
+    tokens=st.integers(1, 11),
+    seed=st.integers(0, 1000),
+)
+def test_products_equal_those_of_the_weights(
+    forms: list[tuple[int, bool]], rows: int, columns: int, lead: int, tokens: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    blocks = -(-(lead + columns) // 32)
+    samples = [Sample.random(form, rows + index, blocks) for index, form in enumerate(forms)]
+    weights = torch.cat([sample.weights() for sample in samples])[:, lead : lead + columns]
+    x, bias = torch.randn(tokens, columns), torch.randn(len(weights))
+    packed = matrix(samples, columns, lead)
+    expected = rounded(x, lead, blocks) @ weights.T + bias.double()
+    # Half-way cases may be rounded otherwise: one code of x is 1/127 of its block's largest.
+    torch.testing.assert_close(packed(x, bias).double(), expected, rtol=2e-3, atol=2e-2 * weights.abs().max().item())
+    close = (packed(x, bias).double() - expected).abs() < 1e-4 * expected.abs().max()
+    assert close.double().mean() > 0.9
+    indices = torch.randint(0, len(weights), (tokens,))
+    torch.testing.assert_close(packed.rows(indices).double(), weights[indices], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_extreme_codes_do_not_overflow(form: tuple[int, bool]) -> None:
+    sample = Sample.random(form, 8, 4)
+    sample.codes.fill_(-128 if form[0] == 8 else 255)
+    sample.scales.fill_(1.0)
+    weights = sample.weights()
+    packed = matrix([sample], 128, 0)
+    for x in (torch.ones(1, 128), -torch.ones(5, 128)):
+        torch.testing.assert_close(packed(x).double(), x.double() @ weights.T, rtol=1e-5, atol=1e-2)
+
+
+def test_threads_give_the_same_bits() -> None:
+    sample = Sample.random((4, True), 300, 5)
+    x = torch.randn(7, 160)
+    alone = matrix([sample], 160, 0)(x)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(matrix([sample], 160, 0)(x), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_matrix_without_rows_gives_zeros() -> None:
+    packed = matrix([Sample.random((4, False), 0, 2)], 64, 0)
+    assert packed(torch.randn(3, 64)).shape == (3, 0)
+    assert packed.rows(torch.zeros(3, dtype=torch.int64)).tolist() == [[0.0] * 64] * 3
