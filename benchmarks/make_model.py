@@ -1,44 +1,188 @@
-"""A Llama with random weights in a real model's shape, for benchmarks.
+"""A Llama with random weights in a real model's shape, for benchmarks: it computes what the real one does, and says
+nothing. Written tensor by tensor, in the time that the disk takes.
 
-python benchmarks/make_model.py smollm2-135m FOLDER [--dtype bfloat16]
+    python benchmarks/make_model.py llama-3.2-1b 1b                    # a folder: config.json and safetensors, bfloat16
+    python benchmarks/make_model.py llama-3.2-1b 1b.gguf --type Q4_0   # a GGUF file: Q4_0, Q4_1, Q8_0 or F16
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Shape(NamedTuple):
+    """The sizes of a Llama. All of these tie the output head to the embedding."""
+
+    hidden: int
+    columns: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    theta: float
+    llama3: bool  # whether the rotary frequencies are scaled as Llama 3's are
+
 
 SHAPES = {
-    "smollm2-135m": (576, 1536, 30, 9, 3, 64, 49152),
-    "llama-3.2-1b": (2048, 8192, 16, 32, 8, 64, 128256),
-    "llama-3.2-3b": (3072, 8192, 28, 24, 8, 128, 128256),
+    "smollm2-135m": Shape(576, 1536, 30, 9, 3, 64, 49152, 100000.0, False),
+    "llama-3.2-1b": Shape(2048, 8192, 16, 32, 8, 64, 128256, 500000.0, True),
+    "llama-3.2-3b": Shape(3072, 8192, 28, 24, 8, 128, 128256, 500000.0, True),
 }
+CONTEXT = 8192
+TYPES = {"Q4_0": (32, 2), "Q4_1": (32, 4), "Q8_0": (32, 2), "F16": (1, 0)}  # elements of a block, bytes before codes
+
+
+def matrices(shape: Shape) -> Iterator[tuple[str, str, int, int]]:
+    """Every matrix: its name in safetensors and in GGUF, rows, columns."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    yield "model.embed_tokens", "token_embd", shape.vocabulary, shape.hidden
+    for layer in range(shape.layers):
+        ours, theirs = f"model.layers.{layer}.", f"blk.{layer}."
+        yield ours + "self_attn.q_proj", theirs + "attn_q", queries, shape.hidden
+        yield ours + "self_attn.k_proj", theirs + "attn_k", keys, shape.hidden
+        yield ours + "self_attn.v_proj", theirs + "attn_v", keys, shape.hidden
+        yield ours + "self_attn.o_proj", theirs + "attn_output", shape.hidden, queries
+        yield ours + "mlp.gate_proj", theirs + "ffn_gate", shape.columns, shape.hidden
+        yield ours + "mlp.up_proj", theirs + "ffn_up", shape.columns, shape.hidden
+        yield ours + "mlp.down_proj", theirs + "ffn_down", shape.hidden, shape.columns
+
+
+def norms(shape: Shape) -> Iterator[tuple[str, str]]:
+    """Every norm, all of the hidden size: its name in safetensors and in GGUF."""
+    for layer in range(shape.layers):
+        yield f"model.layers.{layer}.input_layernorm", f"blk.{layer}.attn_norm"
+        yield f"model.layers.{layer}.post_attention_layernorm", f"blk.{layer}.ffn_norm"
+    yield "model.norm", "output_norm"
+
+
+def config(shape: Shape) -> dict[str, object]:
+    """config.json."""
+    values: dict[str, object] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.columns,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": shape.theta,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    if shape.llama3:
+        values["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": CONTEXT,
+        }
+    return values
+
+
+def write_folder(shape: Shape, folder: Path) -> None:
+    """config.json and model.safetensors in bfloat16, a matrix in memory at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config(shape), indent=1))
+    sizes = {f"{name}.weight": [rows, columns] for name, _, rows, columns in matrices(shape)}
+    sizes |= {f"{name}.weight": [shape.hidden] for name, _ in norms(shape)}
+    header, end = {}, 0
+    for name, size in sizes.items():
+        nbytes = int(np.prod(size)) * 2
+        header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [end, end + nbytes]}
+        end += nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    random = np.random.default_rng(0)
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for size in sizes.values():
+            if len(size) == 1:
+                file.write(np.full(size, 0x3F80, np.uint16).tobytes())  # 1.0
+                continue
+            values = random.standard_normal(size, np.float32) * (size[1] ** -0.5)
+            file.write((values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+
+
+def blocks(random: np.random.Generator, kind: str, rows: int, columns: int) -> np.ndarray:
+    """Rows of random blocks, as they lie in a file, whose weights have a variance of about 1 / columns."""
+    if kind == "F16":
+        return (random.standard_normal((rows, columns), np.float32) * columns**-0.5).astype(np.float16)
+    elements, before = TYPES[kind]
+    count = columns // elements
+    code_bytes = 32 if kind == "Q8_0" else 16
+    data = random.integers(0, 256, (rows, count, before + code_bytes), np.uint8)
+    deviation = 74.0 if kind == "Q8_0" else 4.6  # of uniform codes
+    scale = np.float16(columns**-0.5 / deviation)
+    data[..., :2] = np.frombuffer(scale.tobytes(), np.uint8)
+    if kind == "Q4_1":
+        data[..., 2:4] = np.frombuffer(np.float16(-7.5 * float(scale)).tobytes(), np.uint8)
+    return data.reshape(rows, -1)
+
+
+def write_gguf(shape: Shape, path: Path, kind: str, name: str) -> None:
+    """A GGUF file without a vocabulary, which llama.cpp reads as well."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    writer = GGUFWriter(path, "llama", use_temp_file=True)
+    writer.add_name(name)
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.columns)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(shape.theta)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(shape.vocabulary)
+    writer.add_tokenizer_model("no_vocab")
+    random = np.random.default_rng(0)
+    if shape.llama3:
+        from ringlm.models.config import Rope
+        from ringlm.models.rope import frequencies
+
+        plain, scaled = Rope(shape.theta), Rope(shape.theta, "llama3", 32.0)
+        factors = frequencies(plain, shape.head_dim) / frequencies(scaled, shape.head_dim)
+        writer.add_tensor("rope_freqs.weight", factors.numpy())
+    for _, theirs, rows, columns in matrices(shape):
+        data = blocks(random, kind, rows, columns)
+        writer.add_tensor(f"{theirs}.weight", data, raw_dtype=getattr(GGMLQuantizationType, kind))
+    for _, theirs in norms(shape):
+        writer.add_tensor(f"{theirs}.weight", np.ones(shape.hidden, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("path", type=Path, help="a folder, or a file that ends in .gguf")
+    parser.add_argument("--type", choices=TYPES, default="Q4_0", help="of a GGUF file's matrices")
     options = parser.parse_args()
-
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    hidden, columns, layers, heads, kv_heads, head_dim, vocabulary = SHAPES[options.shape]
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=columns,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        vocab_size=vocabulary,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(getattr(torch, options.dtype)).save_pretrained(options.folder)
+    shape = SHAPES[options.shape]
+    if options.path.suffix == ".gguf":
+        write_gguf(shape, options.path, options.type, options.shape)
+    else:
+        write_folder(shape, options.path)
 
 
 if __name__ == "__main__":

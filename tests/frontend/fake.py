@@ -29,7 +29,9 @@ class FakeEngine:
         fail_after: int | None = None,
         failure: Exception | None = None,
     ) -> None:
-        self.ready = Ready("fake", 2, context, vocabulary, [EOS], "float32", "none", [RankReport("cpu", 1, 100, 200)] * 2)
+        self.ready = Ready(
+            "fake", 2, context, vocabulary, [EOS], "float32", "none", [RankReport("cpu", 1, 100, 200)] * 2
+        )
         self.submitted: dict[int, tuple[list[int], SamplingParams]] = {}
         self.canceled: list[int] = []
         self.closed = False

@@ -1,10 +1,10 @@
 """Causal attention over the cache for a batch of sequences of unequal lengths. Knows nothing of ranks: it sees
 this rank's heads, `kv_heads` groups of equally many query heads.
 
-One new token in float32 on the CPU is a single call of compiled code (kernels.py). Elsewhere a group's query heads
-become the rows of one product with its key-value head (`enable_gqa` is nine times slower on the CPU); longer spans
-go in blocks of QUERY_ROWS positions, each against just the keys that it may see, so that a mask never exceeds
-QUERY_ROWS x context.
+One new token in float32 on the CPU is a single call of compiled code (attention_kernel.py). Elsewhere a group's
+query heads become the rows of one product with its key-value head (`enable_gqa` is nine times slower on the CPU);
+longer spans go in blocks of QUERY_ROWS positions, each against just the keys that it may see, so that a mask never
+exceeds QUERY_ROWS x context.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ringlm.models.batch import Batch, Span
 from ringlm.models.cache import KVCache
-from ringlm.models.functions import is_compiled
 from ringlm.models.rope import RopeTable, rotate
 
 QUERY_ROWS: Final = 256
@@ -38,7 +37,7 @@ class _Singles:
     """The spans of one token, where compiled code does all that a token needs in one call."""
 
     def __init__(self, spans: Sequence[Span], cache: KVCache, query_heads: int, kv_heads: int) -> None:
-        from ringlm.models.kernels import attend
+        from ringlm.models.attention_kernel import attend
 
         self._attend, self._context = attend, cache.context
         self._heads = query_heads, kv_heads
@@ -64,7 +63,8 @@ class AttentionStep:
     def __init__(self, batch: Batch, cache: KVCache, rope: RopeTable, query_heads: int, kv_heads: int) -> None:
         self.query_heads, self.kv_heads = query_heads, kv_heads
         self.cos, self.sin = rope.at(batch.positions)
-        singles = [span for span in batch.spans if span.length == 1] if is_compiled(self.cos) else []
+        compiled = self.cos.dtype is torch.float32 and self.cos.is_cpu
+        singles = [span for span in batch.spans if span.length == 1] if compiled else []
         self._singles = _Singles(singles, cache, query_heads, kv_heads) if singles else None
         self._windows = [
             _Window(span, cache.past(span), cache.room(span)) for span in batch.spans if span not in singles

@@ -15,7 +15,6 @@ from ringlm.models.attention import AttentionStep
 from ringlm.models.batch import Batch
 from ringlm.models.cache import KVCache
 from ringlm.models.config import ModelConfig
-from ringlm.models.functions import rms_norm
 from ringlm.models.rope import RopeTable
 from ringlm.parallel.linear import ColumnParallel, VocabularyParallel
 from ringlm.parallel.shard import RankShard
@@ -39,17 +38,16 @@ class CausalLM:
         rope: RopeTable,
         embedding: VocabularyParallel,
         blocks: Sequence[Block],
-        norm: Tensor,
         head: ColumnParallel,
         nbytes: int,
     ) -> None:
         self.config, self.shard, self.nbytes = config, shard, nbytes
-        self._rope, self._embedding, self._blocks, self._norm, self._head = rope, embedding, blocks, norm, head
+        self._rope, self._embedding, self._blocks, self._head = rope, embedding, blocks, head
 
     @property
     def device(self) -> torch.device:
         """Where the shard is, and where batches belong."""
-        return self._norm.device
+        return self._rope.cos.device
 
     def new_cache(self, blocks: int) -> KVCache:
         """An empty cache for `blocks` sequences of `config.context` positions."""
@@ -59,8 +57,8 @@ class CausalLM:
             kv_heads=len(self.shard.kv_heads),
             context=self.config.context,
             head_dim=self.config.head_dim,
-            dtype=self._norm.dtype,
-            device=self._norm.device,
+            dtype=self._rope.cos.dtype,
+            device=self._rope.cos.device,
         )
 
     @torch.inference_mode()
@@ -71,5 +69,4 @@ class CausalLM:
         attention = AttentionStep(batch, cache, self._rope, len(self.shard.query_heads), len(self.shard.kv_heads))
         for block in self._blocks:
             block.forward(hidden, attention)
-        wanted = rms_norm(hidden[batch.wanted], self._norm, self.config.norm_eps)
-        return self._head(wanted).float()
+        return self._head(hidden[batch.wanted]).float()

@@ -10,7 +10,6 @@ from torch import Tensor
 from ringlm.models.attention import AttentionStep
 from ringlm.models.causal_lm import CausalLM
 from ringlm.models.config import ModelConfig
-from ringlm.models.functions import rms_norm, silu_multiply
 from ringlm.models.loader import ShardLoader
 from ringlm.models.rope import RopeTable
 from ringlm.parallel.linear import (
@@ -20,6 +19,7 @@ from ringlm.parallel.linear import (
     column_parallel,
     row_parallel,
 )
+from ringlm.parallel.prologue import RmsNorm, SiluGate
 from ringlm.parallel.shard import RankShard
 
 
@@ -29,22 +29,21 @@ class LlamaBlock:
     def __init__(self, config: ModelConfig, shard: RankShard, layer: int, load: ShardLoader) -> None:
         prefix = f"model.layers.{layer}."
         specs = split(config, shard, prefix)
-        self.cache_layer = layer - shard.layers.start
-        self.head_dim, self.eps = config.head_dim, config.norm_eps
-        self.attention_norm = load.vector(prefix + "input_layernorm.weight", config.hidden_size)
-        self.qkv = load.column(specs["qkv"])
+        self.cache_layer, self.head_dim = layer - shard.layers.start, config.head_dim
+
+        def norm(name: str) -> RmsNorm:
+            return RmsNorm(load.vector(f"{prefix}{name}.weight", config.hidden_size), config.norm_eps)
+
+        self.qkv = load.column(specs["qkv"], norm("input_layernorm"))
         self.output = load.row(specs["output"])
-        self.mlp_norm = load.vector(prefix + "post_attention_layernorm.weight", config.hidden_size)
-        self.gate_up = load.column(specs["gate_up"])
-        self.down = load.row(specs["down"])
+        self.gate_up = load.column(specs["gate_up"], norm("post_attention_layernorm"))
+        self.down = load.row(specs["down"], SiluGate())
 
     def forward(self, hidden: Tensor, attention: AttentionStep) -> None:
         """hidden (T, hidden_size) += attention, then += MLP."""
-        qkv = self.qkv(rms_norm(hidden, self.attention_norm, self.eps))
-        qkv = qkv.view(len(hidden), -1, self.head_dim)  # (T, query + 2 * key-value heads, head_dim)
+        qkv = self.qkv(hidden).view(hidden.shape[0], -1, self.head_dim)  # (T, query + 2 * key-value heads, head_dim)
         self.output.add_to(hidden, attention(self.cache_layer, qkv))
-        gate_up = self.gate_up(rms_norm(hidden, self.mlp_norm, self.eps))  # (T, 2 * columns)
-        self.down.add_to(hidden, silu_multiply(gate_up))
+        self.down.add_to(hidden, self.gate_up(hidden))
 
 
 def build(config: ModelConfig, shard: RankShard, load: ShardLoader) -> CausalLM:
@@ -52,7 +51,7 @@ def build(config: ModelConfig, shard: RankShard, load: ShardLoader) -> CausalLM:
     size = (config.vocabulary, config.hidden_size)
     embedding = load.matrix("model.embed_tokens", size, shard.vocabulary)
     blocks = [LlamaBlock(config, shard, layer, load) for layer in range(shard.layers.start, shard.layers.stop)]
-    norm = load.vector("model.norm.weight", config.hidden_size)
+    norm = RmsNorm(load.vector("model.norm.weight", config.hidden_size), config.norm_eps)
     head = embedding if config.tied else load.matrix("lm_head", size, shard.vocabulary)
     return CausalLM(
         config,
@@ -60,8 +59,7 @@ def build(config: ModelConfig, shard: RankShard, load: ShardLoader) -> CausalLM:
         RopeTable(config.rope, config.head_dim, config.context, load.dtype, load.device),
         VocabularyParallel(embedding, shard.vocabulary, load.comm),
         blocks,
-        norm,
-        ColumnParallel(head, None),
+        ColumnParallel(head, prologue=norm),
         load.nbytes,
     )
 

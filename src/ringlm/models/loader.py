@@ -17,6 +17,7 @@ from ringlm.models.config import dimensions, read_config
 from ringlm.models.registry import builder
 from ringlm.parallel.communicator import Communicator
 from ringlm.parallel.linear import ColumnParallel, Dense, LinearSpec, Part, RowParallel, Storage
+from ringlm.parallel.prologue import Prologue
 from ringlm.parallel.shard import Range, ShardPlan
 from ringlm.weights.files import ModelFiles
 from ringlm.weights.source import WeightSource
@@ -93,18 +94,18 @@ class ShardLoader:
         with self._packer.kept(key, survey._packer.layout):
             yield
 
-    def column(self, spec: LinearSpec) -> ColumnParallel:
+    def column(self, spec: LinearSpec, prologue: Prologue | None = None) -> ColumnParallel:
         """A column-parallel layer; its parts' biases are cut as their rows are."""
         bias = None
         if spec.bias:
             bias = torch.cat([self.vector(f"{part.name}.bias", part.shape[0], part.rows) for part in spec.parts])
-        return ColumnParallel(self._matrix(spec.parts), bias)
+        return ColumnParallel(self._matrix(spec.parts), bias, prologue)
 
-    def row(self, spec: LinearSpec) -> RowParallel:
+    def row(self, spec: LinearSpec, prologue: Prologue | None = None) -> RowParallel:
         """A row-parallel layer; every rank holds the whole bias, which is added after the reduction."""
         (part,) = spec.parts
         bias = self.vector(f"{part.name}.bias", part.shape[0]) if spec.bias else None
-        return RowParallel(self._matrix(spec.parts), bias, self.comm)
+        return RowParallel(self._matrix(spec.parts), bias, self.comm, prologue)
 
     def matrix(self, name: str, shape: tuple[int, int], rows: Range) -> Storage:
         """`rows` of the matrix `name`.weight of `shape`."""

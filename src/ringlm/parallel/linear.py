@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ringlm.parallel.communicator import Communicator
+from ringlm.parallel.prologue import Prologue
 from ringlm.parallel.shard import Range
 
 
@@ -53,8 +54,9 @@ class Storage(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(T, in) to (T, out), plus the bias (out,)."""
+    def __call__(self, x: Tensor, bias: Tensor | None = None, prologue: Prologue | None = None) -> Tensor:
+        """x, or what `prologue` makes of it, (T, in) to (T, out), plus the bias (out,). A single token's result may be
+        overwritten by the next call."""
         ...
 
     def rows(self, indices: Tensor) -> Tensor:
@@ -72,35 +74,38 @@ class Dense:
     def nbytes(self) -> int:
         return self.weight.nbytes
 
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, self.weight, bias)
+    def __call__(self, x: Tensor, bias: Tensor | None = None, prologue: Prologue | None = None) -> Tensor:
+        return F.linear(x if prologue is None else prologue(x), self.weight, bias)
 
     def rows(self, indices: Tensor) -> Tensor:
-        if not len(self.weight):
-            return self.weight.new_zeros(len(indices), self.weight.shape[1])
+        if not self.weight.shape[0]:
+            return self.weight.new_zeros(indices.shape[0], self.weight.shape[1])
         return F.embedding(indices, self.weight)
 
 
 class ColumnParallel:
     """This rank's outputs of one or several fused layers, each with its part of the bias."""
 
-    def __init__(self, matrix: Storage, bias: Tensor | None) -> None:
-        self.matrix, self.bias = matrix, bias
+    def __init__(self, matrix: Storage, bias: Tensor | None = None, prologue: Prologue | None = None) -> None:
+        self.matrix, self.bias, self.prologue = matrix, bias, prologue
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(T, in) to (T, this rank's outputs)."""
-        return self.matrix(x, self.bias)
+        """(T, what the prologue takes, or in) to (T, this rank's outputs)."""
+        return self.matrix(x, self.bias, self.prologue)
 
 
 class RowParallel:
     """A layer of whose inputs this rank has some; the sum over ranks goes straight into the residual."""
 
-    def __init__(self, matrix: Storage, bias: Tensor | None, comm: Communicator) -> None:
-        self.matrix, self.bias, self.comm = matrix, bias, comm
+    def __init__(
+        self, matrix: Storage, bias: Tensor | None, comm: Communicator, prologue: Prologue | None = None
+    ) -> None:
+        self.matrix, self.bias, self.comm, self.prologue = matrix, bias, comm, prologue
 
     def add_to(self, residual: Tensor, x: Tensor) -> None:
-        """residual (T, out) += the sum over ranks of their products with x (T, this rank's inputs), + bias once."""
-        residual.add_(self.comm.all_reduce(self.matrix(x)))
+        """residual (T, out) += the sum over ranks of their products with x, + bias once; x is (T, this rank's inputs),
+        or what the prologue takes."""
+        residual.add_(self.comm.all_reduce(self.matrix(x, None, self.prologue)))
         if self.bias is not None:
             residual.add_(self.bias)
 

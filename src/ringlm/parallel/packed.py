@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ringlm.parallel.kernels.instructions import LANES
-from ringlm.parallel.kernels.products import BLOCK, FORMS, multiply, round_activations
+from ringlm.parallel.kernels.products import FORMS, GATE, NORM, PLAIN, linear, linear_by_threads, work_bytes
+from ringlm.parallel.kernels.rows import BLOCK
+from ringlm.parallel.prologue import Prologue, RmsNorm, SiluGate
 
 
 class Blocks(Protocol):
@@ -35,21 +37,16 @@ class Blocks(Protocol):
 
 
 class Workspace:
-    """Where activations are rounded to; shared by all matrices, since one product is made at a time."""
+    """Memory for what a product computes on its way; shared by all matrices, since one product is made at a time."""
 
     def __init__(self) -> None:
-        self._blocks = 0
-        self._tensors: tuple[Tensor, ...] = ()
-        self._addresses = (0, 0, 0)
+        self._memory = torch.empty(0, dtype=torch.uint8)
 
-    def addresses(self, blocks: int) -> tuple[int, int, int]:
-        """Of room for the codes, scales and sums of `blocks` blocks."""
-        if blocks > self._blocks:
-            self._blocks = blocks
-            self._tensors = (torch.empty(blocks, BLOCK, dtype=torch.int8), torch.empty(blocks), torch.empty(blocks))
-            codes, scales, sums = (tensor.data_ptr() for tensor in self._tensors)
-            self._addresses = codes, scales, sums
-        return self._addresses
+    def address(self, nbytes: int) -> int:
+        """Of that many bytes."""
+        if nbytes > self._memory.nbytes:
+            self._memory = torch.empty(nbytes, dtype=torch.uint8)
+        return self._memory.data_ptr()
 
 
 class Segment:
@@ -83,15 +80,6 @@ class Segment:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
-    @property
-    def addresses(self) -> tuple[int, int, int]:
-        """Of codes, scales and minimums; 0 where there are none."""
-        return (
-            self.codes.data_ptr(),
-            self.scales.data_ptr(),
-            0 if self.minimums is None else self.minimums.data_ptr(),
-        )
-
     def fill(self, first: int, part: Blocks) -> None:
         """Take `part` as the rows from `first` on; the form is this segment's."""
         rows = len(part.codes)
@@ -117,6 +105,15 @@ class Segment:
         return values.mul_(scales).flatten(1)
 
 
+class _Plan:
+    """The words that kernels/products.py reads, and what keeps their addresses alive."""
+
+    def __init__(self, words: list[int], memory: Tensor, weight: Tensor | None, eps: float) -> None:
+        self.words, self.eps = words, eps
+        self.address = memory.data_ptr()
+        self._held = memory, weight
+
+
 class PackedMatrix:
     """The `Storage` of a matrix (out, in) in packed rows, on the CPU.
 
@@ -133,31 +130,47 @@ class PackedMatrix:
         self._rows = sum(segment.rows for segment in self._segments)
         # A segment's last lanes may write beyond it: the next one overwrites that, the last has room for it.
         self._stride = self._rows + LANES - 1
-        self._single = torch.empty(1, self._stride)
+        self._memory = torch.empty(1, self._stride)
+        self._single = self._memory[:, : self._rows]
         self._threads = torch.get_num_threads()
-        self._addresses = [segment.addresses for segment in self._segments]
+        self._plans: dict[Prologue | None, _Plan] = {}
 
     @property
     def nbytes(self) -> int:
         return sum(segment.nbytes for segment in self._segments)
 
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        tokens = len(x)
-        exact = x.float().contiguous()
-        out = self._single if tokens == 1 else torch.empty(tokens, self._stride)
-        codes, scales, sums = self._workspace.addresses(tokens * self._blocks)
-        round_activations(exact.data_ptr(), tokens, self._columns, self._lead, self._blocks, codes, scales, sums)
-        place = out.data_ptr()
-        for segment, addresses in zip(self._segments, self._addresses, strict=True):
-            multiply(
-                segment.form, *addresses, codes, scales, sums, place,
-                segment.row_blocks, self._blocks, tokens, self._stride, self._threads,
-            )  # fmt: skip
-            place += segment.rows * 4
-        result = out[:, : self._rows]
+    def __call__(self, x: Tensor, bias: Tensor | None = None, prologue: Prologue | None = None) -> Tensor:
+        plan = self._plans.get(prologue) or self._plan(prologue)
+        tokens = x.shape[0]
+        exact = x if x.dtype is torch.float32 else x.float()
+        if not exact.is_contiguous() and (tokens > 1 and plan.words[0] != GATE):
+            exact = exact.contiguous()
+        out = self._memory if tokens == 1 else torch.empty(tokens, self._stride)
+        work = self._workspace.address(work_bytes(tokens, self._columns, self._blocks))
+        here = (exact.data_ptr(), exact.stride(0), tokens, plan.eps, work, out.data_ptr())
+        if self._threads == 1:
+            linear(plan.address, *here)
+        else:
+            linear_by_threads(self._threads, plan.words, plan.address, *here)
+        result = self._single if tokens == 1 else out[:, : self._rows]
         if bias is not None:
             result.add_(bias)
-        return result.to(x.dtype)
+        return result if x.dtype is torch.float32 else result.to(x.dtype)
+
+    def _plan(self, prologue: Prologue | None) -> _Plan:
+        """What the kernels are to do, with the addresses of all that is held."""
+        kind, weight, eps = PLAIN, None, 0.0
+        if isinstance(prologue, RmsNorm):
+            kind, weight, eps = NORM, prologue.weight.float(), prologue.eps
+        elif isinstance(prologue, SiluGate):
+            kind = GATE
+        address = 0 if weight is None else weight.data_ptr()
+        words = [kind, self._columns, self._lead, self._blocks, self._stride, address, len(self._segments)]
+        for segment in self._segments:
+            held = [0 if t is None else t.data_ptr() for t in (segment.codes, segment.scales, segment.minimums)]
+            words += [segment.form, *held, segment.rows, segment.row_blocks]
+        plan = self._plans[prologue] = _Plan(words, torch.tensor(words, dtype=torch.int64), weight, eps)
+        return plan
 
     def rows(self, indices: Tensor) -> Tensor:
         out = torch.zeros(len(indices), self._blocks * BLOCK)

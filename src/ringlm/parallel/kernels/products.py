@@ -1,6 +1,6 @@
 """Matrices in blocks of 32 codes times activations: tiles in registers, and the loops around them.
 
-A matrix is held eight rows at a time (`interleave` in parallel/packed.py), so that one load brings four codes of each
+A matrix is held eight rows at a time (`Segment` in parallel/packed.py), so that one load brings four codes of each
 of eight rows. Activations are rounded to 8 bits by blocks of 32, each with its own scale, as llama.cpp does (its
 Q8_0): the products are then sums of bytes, which a CPU does several times faster than it multiplies floats.
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numpy as np
 from llvmlite import ir
 from numba import carray, config, njit, prange, set_num_threads, types
 from numba.core import cgutils
@@ -20,8 +19,8 @@ from numba.extending import intrinsic
 
 from ringlm.parallel.kernels import instructions as at
 from ringlm.parallel.kernels.instructions import F16, F32, I8, I64, LANES, constant, load, spread, vector
+from ringlm.parallel.kernels.rows import BLOCK, rms_norm, round_activations, silu_multiply, words
 
-BLOCK: Final = 32
 TOKENS: Final = 4  # in a tile of registers
 _PANEL: Final = 8  # blocks of rows that stay in the cache while all tokens pass
 
@@ -102,67 +101,6 @@ def _block(b: at.Builder, bits: int, codes: at.Value, x_rows: list[at.Value], bl
     return [_dot.finish(b, total, bits == 4) for total in sums]
 
 
-@intrinsic
-def _floats(typing: Any, address: Any) -> Any:
-    """An address as a pointer to float32."""
-    return types.CPointer(types.float32)(address), lambda context, b, signature, values: b.inttoptr(
-        values[0], F32.as_pointer()
-    )
-
-
-@intrinsic
-def _round_block(typing, x, codes, scale_at, sum_at):
-    """32 floats at `x` to int8 at `codes`; their scale, and scale * sum(codes). All arguments are addresses."""
-    signature = types.void(*[types.intp] * 4)
-
-    def generate(context: Any, b: at.Builder, signature: Any, arguments: Any) -> at.Value:
-        kinds = (F32, I8, F32, F32)
-        x, codes, scale_at, sum_at = (
-            b.inttoptr(value, kind.as_pointer()) for value, kind in zip(arguments, kinds, strict=True)
-        )
-        quarters = [load(b, x, ir.Constant(I64, first), vector(F32)) for first in range(0, BLOCK, LANES)]
-        peaks = [at.call(b, "llvm.fabs.v8f32", vector(F32), quarter) for quarter in quarters]
-        while len(peaks) > 1:
-            peaks = [at.call(b, "llvm.maxnum.v8f32", vector(F32), *peaks[:2]), *peaks[2:]]
-        peak = at.call(b, "llvm.vector.reduce.fmax.v8f32", F32, peaks[0])
-        empty = b.fcmp_unordered("<=", peak, ir.Constant(F32, 0.0))
-        inverse = b.select(empty, ir.Constant(F32, 0.0), b.fdiv(ir.Constant(F32, 127.0), peak))
-        scale = b.fmul(peak, ir.Constant(F32, 1 / 127))
-        total = constant(at.I32, 0)
-        for index, quarter in enumerate(quarters):
-            exact = b.fmul(quarter, spread(b, inverse))
-            rounded = b.fptosi(at.call(b, "llvm.rint.v8f32", vector(F32), exact), vector(at.I32))
-            total = b.add(total, rounded)
-            place = b.bitcast(b.gep(codes, [ir.Constant(I64, index * LANES)]), vector(I8).as_pointer())
-            b.store(b.trunc(rounded, vector(I8)), place).align = 1
-        count = b.sitofp(at.call(b, "llvm.vector.reduce.add.v8i32", at.I32, total), F32)
-        b.store(scale, scale_at)
-        b.store(b.fmul(scale, count), sum_at)
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-@njit(cache=True, nogil=True)
-def round_activations(x, tokens, columns, lead, blocks, codes, scales, sums):
-    """float32 x (tokens, columns) to int8 codes (tokens, blocks * 32), their scales and scale * sum(codes), float32
-    (tokens, blocks). `lead` columns of the first block lie before x; they, and what is missing at the end, are 0.
-    All arguments are integers, addresses included."""
-    values = carray(_floats(x), (tokens, columns))
-    padded = np.zeros(BLOCK, np.float32)
-    for token in range(tokens):
-        for block in range(blocks):
-            start = block * BLOCK - lead
-            place = token * blocks + block
-            piece = x + (token * columns + start) * 4
-            if start < 0 or start + BLOCK > columns:
-                for offset in range(BLOCK):
-                    column = start + offset
-                    padded[offset] = values[token, column] if 0 <= column < columns else np.float32(0)
-                piece = padded.ctypes.data
-            _round_block(piece, codes + place * BLOCK, scales + place * 4, sums + place * 4)
-
-
 def _compile(form: int) -> Any:
     """The product of a matrix packed in form `form`, compiled when first called and kept on disk.
 
@@ -199,45 +137,84 @@ def _compile(form: int) -> Any:
 
 
 _product_0, _product_1, _product_2, _product_3 = (_compile(form) for form in range(len(FORMS)))
-_products: Final = (_product_0, _product_1, _product_2, _product_3)
+
+
+# What to do with the activations first.
+PLAIN: Final = 0
+NORM: Final = 1  # their RMS norm
+GATE: Final = 2  # silu of the first half of a row times the second
+_SEGMENT_WORDS: Final = 6
+_HEAD_WORDS: Final = 7
+
+
+@njit(cache=True, nogil=True)
+def _multiply(form, c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride):
+    if form == 0:
+        _product_0(c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
+    elif form == 1:
+        _product_1(c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
+    elif form == 2:
+        _product_2(c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
+    else:
+        _product_3(c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def _by_threads(form, threads, c, s, m, xc, xs, xt, out, row_blocks, blocks, tokens, stride):
+def _multiply_by_threads(threads, form, c, s, m, xc, xs, xt, out, row_blocks, blocks, tokens, stride):
     for part in prange(threads):
         first, last = row_blocks * part // threads, row_blocks * (part + 1) // threads
-        if form == 0:
-            _product_0(c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
-        elif form == 1:
-            _product_1(c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
-        elif form == 2:
-            _product_2(c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
-        else:
-            _product_3(c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
+        _multiply(form, c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
 
 
-def multiply(
-    form: int,
-    codes: int,
-    scales: int,
-    minimums: int,
-    x_codes: int,
-    x_scales: int,
-    x_sums: int,
-    out: int,
-    row_blocks: int,
-    blocks: int,
-    tokens: int,
-    stride: int,
-    threads: int,
-) -> None:
-    """A packed matrix times `tokens` rounded activations: float32 at `out`, `stride` elements a token.
+def work_bytes(tokens: int, columns: int, blocks: int) -> int:
+    """What `linear` needs to work in."""
+    return tokens * (columns * 4 + blocks * (BLOCK + 8))
 
-    Pointers are addresses. `row_blocks` blocks of LANES rows by `blocks` blocks of 32 columns.
+
+@njit(cache=True, nogil=True)
+def prepare(plan, x, x_stride, tokens, eps, work):
+    """The norm or gate that `plan` asks for, then rounding; addresses of codes, scales and sums."""
+    head = carray(words(plan), (_HEAD_WORDS,))
+    kind, columns, lead, blocks, weight = head[0], head[1], head[2], head[3], head[5]
+    scales = work + tokens * columns * 4
+    sums = scales + tokens * blocks * 4
+    codes = sums + tokens * blocks * 4
+    if kind == NORM:
+        rms_norm(x, weight, tokens, columns, eps, work)
+        x = work
+    elif kind == GATE:
+        silu_multiply(x, tokens, columns, x_stride, work)
+        x = work
+    round_activations(x, tokens, columns, lead, blocks, codes, scales, sums)
+    return codes, scales, sums
+
+
+@njit(cache=True, nogil=True)
+def linear(plan, x, x_stride, tokens, eps, work, out):
+    """A packed matrix times `tokens` activations at `x`, `x_stride` elements apart: float32 at `out`.
+
+    `plan` has int64 words: kind (PLAIN, NORM or GATE), columns, lead (columns of the first block that lie before the
+    matrix), blocks, elements from one token's result to the next, the norm's weight, the number of segments; then for
+    each segment of rows its form, codes, scales, minimums, rows, and blocks of LANES rows. Addresses are integers;
+    `work` has room for `work_bytes`.
     """
-    matrix, x = (codes, scales, minimums), (x_codes, x_scales, x_sums)
-    if threads == 1:
-        _products[form](*matrix, *x, out, 0, row_blocks, blocks, tokens, stride)
-        return
+    codes, scales, sums = prepare(plan, x, x_stride, tokens, eps, work)
+    head = carray(words(plan), (_HEAD_WORDS,))
+    for segment in range(head[6]):
+        p = carray(words(plan + (_HEAD_WORDS + segment * _SEGMENT_WORDS) * 8), (_SEGMENT_WORDS,))
+        _multiply(p[0], p[1], p[2], p[3], codes, scales, sums, out, 0, p[5], head[3], tokens, head[4])
+        out += p[4] * 4
+
+
+def linear_by_threads(
+    threads: int, plan: list[int], address: int, x: int, x_stride: int, tokens: int, eps: float, work: int, out: int
+) -> None:
+    """`linear` by several threads; `plan` are the words at `address`."""
     set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
-    _by_threads(form, threads, *matrix, *x, out, row_blocks, blocks, tokens, stride)
+    rounded = prepare(address, x, x_stride, tokens, eps, work)
+    for first in range(_HEAD_WORDS, len(plan), _SEGMENT_WORDS):
+        form, codes, scales, minimums, rows, row_blocks = plan[first : first + _SEGMENT_WORDS]
+        _multiply_by_threads(
+            threads, form, codes, scales, minimums, *rounded, out, row_blocks, plan[3], tokens, plan[4]
+        )
+        out += rows * 4
