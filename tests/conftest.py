@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.tiny import save_llama
+
+os.environ["RINGLM_SHARD_CACHE_GB"] = "0"  # engine processes of tests leave nothing behind
 
 
 @pytest.fixture(scope="session")

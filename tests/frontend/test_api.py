@@ -90,7 +90,6 @@ def test_what_is_asked_of_the_engine(
         ({"backend": "mpi"}, "choose ring"),
         ({"device": "tpu"}, "choose auto"),
         ({"dtype": "float64"}, "float32"),
-        ({"quant": "int4"}, "not in this version"),
         ({"quant": "int5"}, "int8 or int4"),
         ({"split": [1]}, "world size 2"),
         ({"context": 0}, "1 or more"),

@@ -101,7 +101,6 @@ MISTAKES = [
     ("run -m demo --prompt x --max-tokens 0", "max_tokens is 0"),
     ("run -m demo --prompt x --backend nccl", "--backend nccl is not in this version"),
     ("run -m demo --prompt x --backend mpi", "choose ring, gloo, nccl"),
-    ("run -m demo --prompt x --quant int4", "not in this version"),
     ("run -m demo --prompt x --quant int5", "choose none, int8 or int4"),
     ("run -m demo --prompt x --device tpu", "choose auto, cpu, cuda or mps"),
     ("run -m demo --prompt x --dtype int3", "choose auto, float32"),

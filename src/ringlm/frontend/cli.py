@@ -14,7 +14,8 @@ import typer
 from ringlm import __version__
 from ringlm.cluster.parent import watch_parent
 from ringlm.errors import RingLMError
-from ringlm.frontend import console, options
+from ringlm.frontend import console
+from ringlm.frontend.options import EngineOptions, engine_options
 
 app = typer.Typer(
     name="ringlm",
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 
 _PROMPT: Any = {"rich_help_panel": "Answer"}
+_BENCH: Any = {"rich_help_panel": "Measurement"}
 
 
 @app.callback(invoke_without_command=True)
@@ -48,9 +50,9 @@ def ringlm(
     "rank 0 are daemons, and heed none of the answer's options.",
     epilog='Example: ringlm run -m demo --prompt "What is the capital of France?" --temperature 0',
 )
+@engine_options
 def run(
-    format: options.FormatArgument = None,
-    model: options.ModelOption = None,
+    engine: EngineOptions,
     interactive: Annotated[bool, typer.Option("-i", "--interactive", metavar="", help="Chat.", **_PROMPT)] = False,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Answer this and leave.", **_PROMPT)] = None,
     max_tokens: Annotated[int, typer.Option(metavar="N", help="The longest answer.", **_PROMPT)] = 1024,
@@ -71,45 +73,40 @@ def run(
     json: Annotated[
         bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.", **_PROMPT)
     ] = False,
-    backend: options.BackendOption = "ring",
-    device: options.DeviceOption = None,
-    dtype: options.DtypeOption = "auto",
-    quant: options.QuantOption = "none",
-    context: options.ContextOption = None,
-    max_seqs: options.MaxSeqsOption = None,
-    threads: options.ThreadsOption = None,
-    split: options.SplitOption = None,
-    interface: options.InterfaceOption = None,
-    nodes: options.NodesOption = None,
-    node_rank: options.NodeRankOption = None,
-    config: options.ConfigOption = None,
-    secret_file: options.SecretOption = None,
 ) -> None:
     from ringlm.engine.request import SamplingParams
     from ringlm.frontend.run import RunOptions
     from ringlm.frontend.run import run as run_command
 
-    engine = options.EngineOptions(
-        format=format,
-        model=model,
-        backend=backend,
-        device=device,
-        dtype=dtype,
-        quant=quant,
-        context=context,
-        max_seqs=max_seqs,
-        threads=threads,
-        split=split,
-        interface=interface,
-        nodes=nodes,
-        node_rank=node_rank,
-        config=config,
-        secret_file=secret_file,
-    )
     params = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
     )
     run_command(engine, RunOptions(prompt, interactive, json, throughput), params)
+
+
+@app.command(
+    help="Measure tokens per second, on this machine or as one rank of a ring.\n\n"
+    "In llama-bench's words: pp512 is a prompt of 512 random tokens, tg128 an answer of 128. In a ring every rank is "
+    "started with the same command; rank 0 measures.",
+    epilog="Example: ringlm launch -n 2 -- bench -m model.gguf --quant int4 --concurrency 1,4",
+)
+@engine_options
+def bench(
+    engine: EngineOptions,
+    prompt: Annotated[int, typer.Option("-p", metavar="N", help="Tokens of the prompt; 0: none.", **_BENCH)] = 512,
+    tokens: Annotated[int, typer.Option("-n", metavar="N", help="Tokens of the answer; 0: none.", **_BENCH)] = 128,
+    concurrency: Annotated[
+        str, typer.Option(metavar="N,N,…", help="Requests at the same time, a row for each.", **_BENCH)
+    ] = "1",
+    repeat: Annotated[int, typer.Option("-r", metavar="N", help="Rounds after a warm-up.", **_BENCH)] = 5,
+    json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.", **_BENCH)
+    ] = False,
+) -> None:
+    from ringlm.frontend.bench import BenchOptions
+    from ringlm.frontend.bench import bench as bench_command
+
+    bench_command(engine, BenchOptions(prompt, tokens, concurrency, repeat, json))
 
 
 @app.command(

@@ -6,7 +6,9 @@ terminals only; NO_COLOR is honoured.
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ringlm.frontend.session import Completion
@@ -57,6 +59,32 @@ def figures(completion: Completion, world_size: int, on_stderr: bool = False) ->
         f"ring {completion.ring_share:.0%} of the time, world size {world_size}",
         style="dim",
     )
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout: drawn on a terminal, columns of text in a pipe. The first column is left-aligned."""
+    from rich import box
+    from rich.table import Table
+
+    shown = _console(on_stderr=False)
+    frame = box.SIMPLE_HEAD if shown.is_terminal else None
+    drawn = Table(title=escape(title), box=frame, title_justify="left", title_style="bold" if frame else "")
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        drawn.add_row(*map(escape, row))
+    shown.print(drawn)
+
+
+@contextlib.contextmanager
+def progress(what: str, steps: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, nothing in a pipe; yields what is to be called after each of `steps`."""
+    from rich.progress import Progress
+
+    console = stderr()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(what, total=steps)
+        yield lambda: bars.advance(task)
 
 
 def stderr() -> Console:

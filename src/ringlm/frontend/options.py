@@ -6,9 +6,12 @@ Knows flags, the environment and files, in that order of precedence.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -21,62 +24,52 @@ from ringlm.ring.config import Node, RingConfig, load_cluster_file, parse_nodes,
 _ENGINE: Any = {"rich_help_panel": "Engine"}
 _RING: Any = {"rich_help_panel": "Ring"}
 
-FormatArgument = Annotated[
-    str | None, typer.Argument(metavar="plain|gguf", help="What the model is; detected when left out.")
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option("-m", "--model", metavar="MODEL", help="A Hugging Face folder, a GGUF file, a hub id, or demo."),
-]
-BackendOption = Annotated[str, typer.Option(metavar="ring|gloo|nccl", help="What moves the tensors.", **_ENGINE)]
-DeviceOption = Annotated[
-    str | None, typer.Option(metavar="auto|cpu|cuda|mps", help="Where this rank computes.", **_ENGINE)
-]
-DtypeOption = Annotated[
-    str,
-    typer.Option(metavar="auto|float32|bfloat16|float16", help="What to compute in; auto suits all ranks.", **_ENGINE),
-]
-QuantOption = Annotated[str, typer.Option(metavar="none|int8|int4", help="Quantize the weights.", **_ENGINE)]
-ContextOption = Annotated[
-    int | None, typer.Option(metavar="N", help="Tokens of prompt and answer together.", **_ENGINE)
-]
-MaxSeqsOption = Annotated[int | None, typer.Option(metavar="N", help="Requests at the same time.", **_ENGINE)]
-ThreadsOption = Annotated[int | None, typer.Option(metavar="N", help="CPU threads of this rank.", **_ENGINE)]
-SplitOption = Annotated[str | None, typer.Option(metavar="W,W,…", help="The share of each rank, such as 2,1.", **_RING)]
-InterfaceOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The network interface or address to listen on.", **_RING)
-]
-NodesOption = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT,…", help="All ranks in order, with --node-rank.", **_RING)
-]
-NodeRankOption = Annotated[int | None, typer.Option(metavar="R", help="Which of the nodes this is.", **_RING)]
-ConfigOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="A cluster file, with one node table a rank.", **_RING)
-]
-SecretOption = Annotated[
-    Path | None, typer.Option("--secret-file", metavar="FILE", help="Holds what all ranks share.", **_RING)
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class EngineOptions:
-    """The options that every command with a model takes, as they were given."""
+    """The options that every command with a model takes; `engine_options` puts them into a command's signature."""
 
-    format: str | None
-    model: str | None
-    backend: str
-    device: str | None
-    dtype: str
-    quant: str
-    context: int | None
-    max_seqs: int | None
-    threads: int | None
-    split: str | None
-    interface: str | None
-    nodes: str | None
-    node_rank: int | None
-    config: Path | None
-    secret_file: Path | None
+    format: Annotated[
+        str | None, typer.Argument(metavar="plain|gguf", help="What the model is; detected when left out.")
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", metavar="MODEL", help="A Hugging Face folder, a GGUF file, a hub id, or demo."),
+    ] = None
+    backend: Annotated[str, typer.Option(metavar="ring|gloo|nccl", help="What moves the tensors.", **_ENGINE)] = "ring"
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda|mps", help="Where this rank computes.", **_ENGINE)
+    ] = None
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|float32|bfloat16|float16", help="What to compute in; auto suits all ranks.", **_ENGINE
+        ),
+    ] = "auto"
+    quant: Annotated[
+        str, typer.Option(metavar="none|int8|int4", help="Pack the weights: less memory, faster.", **_ENGINE)
+    ] = "none"
+    context: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of prompt and answer together.", **_ENGINE)
+    ] = None
+    max_seqs: Annotated[int | None, typer.Option(metavar="N", help="Requests at the same time.", **_ENGINE)] = None
+    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads of this rank.", **_ENGINE)] = None
+    split: Annotated[
+        str | None, typer.Option(metavar="W,W,…", help="The share of each rank, such as 2,1.", **_RING)
+    ] = None
+    interface: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The network interface or address to listen on.", **_RING)
+    ] = None
+    nodes: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT,…", help="All ranks in order, with --node-rank.", **_RING)
+    ] = None
+    node_rank: Annotated[int | None, typer.Option(metavar="R", help="Which of the nodes this is.", **_RING)] = None
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A cluster file, with one node table a rank.", **_RING)
+    ] = None
+    secret_file: Annotated[
+        Path | None, typer.Option("--secret-file", metavar="FILE", help="Holds what all ranks share.", **_RING)
+    ] = None
 
     def resolve(self) -> tuple[Model, EngineSpec]:
         """The model's files and the specification of this rank. Raises ConfigError and ModelError."""
@@ -135,6 +128,29 @@ class EngineOptions:
         if self.node_rank is None:
             raise ConfigError(f"which of the {len(nodes)} nodes is this? Give --node-rank 0 to {len(nodes) - 1}.")
         return RingConfig.from_nodes(nodes, self.node_rank, **changes)
+
+
+def engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A typer command whose first parameter is an EngineOptions, with that one's fields as options of its own."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    types = get_type_hints(EngineOptions, include_extras=True)
+    fields = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name]
+        )
+        for field in dataclasses.fields(EngineOptions)
+    ]
+    names = {field.name for field in fields}
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        engine = EngineOptions(**{name: values.pop(name) for name in names})
+        command(engine, **values)
+
+    ours = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    wrapper.__signature__ = inspect.Signature(fields[:2] + ours + fields[2:])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in (*fields, *ours)}
+    return wrapper
 
 
 def _weights(text: str) -> tuple[float, ...]:

@@ -65,19 +65,28 @@ class GGUFWeights:
 
     def packed(self, name: str, rows: slice, blocks: slice) -> Packed | None:
         from ringlm.weights.blocks import packed
+        from ringlm.weights.packed import BLOCK, Packed
 
         entry = self._entry(name)
         block, block_bytes = _FORMATS[entry.dtype]
         if block == 1 or len(entry.shape) != 2:
             return None
         start, stop = bounds(rows, entry.shape[0])
-        first, last = bounds(blocks, entry.shape[1] // block)
+        left, right = bounds(blocks, entry.shape[1] // BLOCK)
+        parts = block // BLOCK  # of a block in the file; a cut may go through it
+        first, last = left // parts, -(-right // parts)
 
         def raw(start: int, stop: int) -> torch.Tensor:
             tile = self._raw(entry, start, stop, first * block_bytes, last * block_bytes)
             return tile.view(stop - start, last - first, block_bytes)
 
-        return packed(self._in_order(name, entry, start, stop, raw), entry.dtype)
+        whole = packed(self._in_order(name, entry, start, stop, raw), entry.dtype)
+        cut = slice(left - first * parts, right - first * parts)
+        bits, codes, scales, minimums = whole
+        found = Packed(bits, codes[:, cut], scales[:, cut], None if minimums is None else minimums[:, cut])
+        if not all(tensor.isfinite().all() for tensor in found[2:] if tensor is not None):
+            raise ModelError(f"{self.place(name)} holds scales that are not finite in float16. Download it again.")
+        return found
 
     def _rows(
         self, name: str, entry: Entry, start: int, stop: int, columns: slice | None, dtype: torch.dtype | None
