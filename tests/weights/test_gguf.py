@@ -14,42 +14,16 @@ from hypothesis import strategies as st
 
 from ringlm.errors import ModelError
 from ringlm.weights import GGUFHeader, open_model
-from ringlm.weights.gguf_config import hugging_face_name
 from tests.models.reference import assert_same, expected, prompt, ring_greedy, save
-from tests.weights.write_gguf import TYPES, add, finish, header, permute, tensor, write_llama
-
-HEADS, KV_HEADS, SIZE, HIDDEN = 4, 2, 6, 96
+from tests.weights.write_gguf import TYPES, header, tensor, write_llama, write_tensors
 
 
 @pytest.fixture(scope="module", params=TYPES)
 def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any]]:
     """A source of one type, and its tensors by Hugging Face name as gguf dequantizes them, in Hugging Face order."""
-    kind = request.param
-    random = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("gguf") / f"{kind}.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(10)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_key_length(SIZE)
-    writer.add_layer_norm_rms_eps(1e-5)
-    truth = {}
-    shapes = {
-        "token_embd.weight": (7, HIDDEN),
-        "blk.0.attn_q.weight": (HEADS * SIZE, HIDDEN),
-        "blk.0.attn_k.weight": (KV_HEADS * SIZE, HIDDEN),
-        "blk.0.attn_v.weight": (KV_HEADS * SIZE, HIDDEN),
-        "output_norm.weight": (HIDDEN,),
-    }
-    for name, shape in shapes.items():
-        data = random.normal(size=shape).astype(np.float32)
-        truth[hugging_face_name(name)] = gguf.quants.dequantize(gguf.quants.quantize(data, TYPES[kind]), TYPES[kind])
-        heads = {"blk.0.attn_q.weight": HEADS, "blk.0.attn_k.weight": KV_HEADS}.get(name)
-        add(writer, name, permute(data, heads) if heads else data, kind)
-    finish(writer)
+    path = tmp_path_factory.mktemp("gguf") / f"{request.param}.gguf"
+    raw = write_tensors(path, request.param)
+    truth = {name: gguf.quants.dequantize(data, TYPES[request.param]) for name, data in raw.items()}
     return open_model(path).tensors, truth
 
 
@@ -80,7 +54,7 @@ def test_any_slice(example: tuple[Any, dict[str, Any]], data: st.DataObject) -> 
 
 def test_tiles_join(example: tuple[Any, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     source, truth = example
-    monkeypatch.setattr("ringlm.weights.gguf._TILE", 200)  # two rows
+    monkeypatch.setattr("ringlm.weights.gguf._TILE", 200)  # two rows of 96
     for name, data in truth.items():
         columns = slice(5, 70) if data.ndim == 2 else None
         got = source.read(name, slice(1, 6), columns, torch.float32).numpy()
@@ -155,8 +129,8 @@ def test_metadata_read_as_gguf_reads_them(demo_gguf: Path) -> None:
 
 def test_an_unsupported_type_is_named(tmp_path: Path) -> None:
     path = tmp_path / "k.gguf"
-    path.write_bytes(header((), (tensor("blk.0.ffn_up.weight", (256, 2), 14, 0),), data=bytes(420)))
+    path.write_bytes(header((), (tensor("blk.0.ffn_up.weight", (256, 2), 10, 0),), data=bytes(168)))
     with pytest.raises(
-        ModelError, match=r"k\.gguf: tensor 'blk\.0\.ffn_up\.weight' is of type Q6_K; supported are F32"
+        ModelError, match=r"k\.gguf: tensor 'blk\.0\.ffn_up\.weight' is of type Q2_K; supported are F32"
     ):
         GGUFHeader(path)

@@ -54,6 +54,11 @@ FILES = {
     "an offset past the end": (header((), (tensor("t", (4,), 0, HUGE - 31),)), "tensor 't' ends at byte"),
     "an offset between alignments": (header((), (tensor("t", (4,), 0, 8),), data=bytes(64)), "not a multiple of 32"),
     "half a block": (header((), (tensor("t", (40, 2), 2, 0),), data=bytes(99)), "not rows in blocks of 32"),
+    "half a block of 256": (header((), (tensor("t", (128, 2), 12, 0),), data=bytes(144)), "not rows in blocks of 256"),
+    "blocks past the end": (
+        header((), (tensor("t", (512, 1), 14, 0),), data=bytes(419)),
+        "ends at byte 516, the file at 515",
+    ),
     "a tensor twice": (header((), (tensor("t", (4,), 0, 0),) * 2, data=bytes(64)), "tensor 't' comes twice"),
     "a type of the future": (header((), (tensor("t", (4,), 999, 0),)), "type 999, which is unknown"),
     "no architecture": (header(), "architecture None is not supported"),

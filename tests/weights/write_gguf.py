@@ -8,7 +8,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-TYPES = {name: gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0")}
+from ringlm.weights.gguf_config import hugging_face_name
+
+SIMPLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # gguf can write them
+K_TYPES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where float16 factors lie in a block
+TYPES = {name: gguf.GGMLQuantizationType[name] for name in (*SIMPLE, *K_TYPES)}
 
 
 def permute(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -54,10 +58,53 @@ def write_llama(folder: Path, path: Path, types: dict[str, str] | None = None, d
     return path
 
 
+def encode(data: np.ndarray, kind: str) -> np.ndarray:
+    """The rows of `data` as GGUF stores them in `kind`; for K types random blocks of the same shape."""
+    if kind not in K_TYPES:
+        return gguf.quants.quantize(np.ascontiguousarray(data), TYPES[kind])
+    random = np.random.default_rng(data.size)
+    nbytes = gguf.GGML_QUANT_SIZES[TYPES[kind]][1]
+    raw = random.integers(0, 256, (data.size // 256, nbytes), np.uint8)
+    for place in K_TYPES[kind]:
+        raw[:, place : place + 2] = random.uniform(1e-5, 1e-3, (len(raw), 1)).astype(np.float16).view(np.uint8)
+    return raw.reshape(*data.shape[:-1], -1)
+
+
 def add(writer: gguf.GGUFWriter, name: str, data: np.ndarray, kind: str) -> None:
     """One tensor, quantized to `kind`."""
-    packed = gguf.quants.quantize(np.ascontiguousarray(data), TYPES[kind])
-    writer.add_tensor(name, packed, raw_dtype=TYPES[kind])
+    writer.add_tensor(name, encode(data, kind), raw_dtype=TYPES[kind])
+
+
+def write_tensors(path: Path, kind: str) -> dict[str, np.ndarray]:
+    """A file with a few tensors of one type, 4 and 2 heads of size 6; what it holds by Hugging Face name and in
+    Hugging Face order, as stored."""
+    heads, kv_heads, size = 4, 2, 6
+    hidden = 512 if kind in K_TYPES else 96
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(10)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(size)
+    writer.add_layer_norm_rms_eps(1e-5)
+    shapes = {
+        "token_embd.weight": (7, hidden),
+        "blk.0.attn_q.weight": (heads * size, hidden),
+        "blk.0.attn_k.weight": (kv_heads * size, hidden),
+        "blk.0.attn_v.weight": (kv_heads * size, hidden),
+        "output_norm.weight": (hidden,),
+    }
+    random = np.random.default_rng(0)
+    stored = {}
+    for name, shape in shapes.items():
+        raw = encode(random.normal(size=shape).astype(np.float32), kind)
+        stored[str(hugging_face_name(name))] = raw
+        permuted = {"blk.0.attn_q.weight": heads, "blk.0.attn_k.weight": kv_heads}.get(name)
+        writer.add_tensor(name, permute(raw, permuted) if permuted else raw, raw_dtype=TYPES[kind])
+    finish(writer)
+    return stored
 
 
 def finish(writer: gguf.GGUFWriter) -> None:

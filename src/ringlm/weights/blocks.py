@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ringlm.weights.packed import BLOCK, Packed, unpack
 
-_TILE: Final = 1 << 20  # elements decoded at a time
+_TILE: Final = 1 << 20  # bytes decoded at a time
 
 
 def packed(blocks: Tensor, ggml_type: str) -> Packed:
@@ -56,7 +56,7 @@ def _merged(halves: Packed) -> Packed:
     scale = (larger / 4).half().float()
     factors = (scales / scale).masked_fill_(scale == 0, 0.0).unsqueeze(2)
     codes = halves.codes.view(-1, 2, BLOCK // 2) * factors
-    shape = halves.codes.shape[0], -1
+    shape = halves.codes.shape[0], halves.codes.shape[1] // 2
     return Packed(8, codes.round_().clamp_(-128, 127).to(torch.int8).view(*shape, BLOCK), scale.view(shape), None)
 
 
