@@ -61,6 +61,14 @@ def multiply_add(b: Builder, x: Value, y: Value, z: Value) -> Value:
     return call(b, f"llvm.fma.v{LANES}f32", vector(F32), x, y, z)
 
 
+def prefetch(b: Builder, base: Value, nbytes: int) -> None:
+    """Bring the line `nbytes` after `base`, a pointer to bytes, into the second level cache; it may be nobody's."""
+    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    function = b.module.globals.get("llvm.prefetch.p0i8") or ir.Function(b.module, kind, "llvm.prefetch.p0i8")
+    place = b.gep(base, [ir.Constant(I64, nbytes)])
+    b.call(function, [place, ir.Constant(I32, 0), ir.Constant(I32, 2), ir.Constant(I32, 1)])  # to read; data
+
+
 class Dot(Protocol):
     """How a machine sums products of bytes. Begin with None, add up to eight times, then finish."""
 

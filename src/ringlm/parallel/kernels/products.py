@@ -24,6 +24,11 @@ from ringlm.parallel.kernels.rows import BLOCK, rms_norm, round_activations, sil
 TOKENS: Final = 4  # in a tile of registers
 _PANEL: Final = 8  # blocks of rows that stay in the cache while all tokens pass
 
+# Codes are asked for long before they are needed: the hardware's own prefetching stops at every page of 4 KiB, and
+# reads at two thirds of the speed.
+_AHEAD_BYTES: Final = 4096
+_LINE_BYTES: Final = 64  # of a cache
+
 # How a matrix is packed: bits of a code, and whether blocks have a minimum; without one, 4-bit codes count from -8.
 FORMS: Final = ((4, False), (4, True), (8, False), (8, True))
 
@@ -87,7 +92,10 @@ def _block(b: at.Builder, bits: int, codes: at.Value, x_rows: list[at.Value], bl
     sums: list[at.Value | None] = [None] * len(x_rows)
     add = _dot.add_unsigned if bits == 4 else _dot.add_signed
     for chunk in range(chunks):
-        raw = load(b, base, ir.Constant(I64, chunk * 4 * LANES), vector(I8, 4 * LANES))
+        place = chunk * 4 * LANES
+        if place % _LINE_BYTES == 0:
+            at.prefetch(b, base, place + _AHEAD_BYTES)
+        raw = load(b, base, ir.Constant(I64, place), vector(I8, 4 * LANES))
         parts = [(raw, 4 * chunk)]
         if bits == 4:  # elements 0 to 15 of a block in the low halves of its bytes, 16 to 31 in the high ones
             low = b.and_(raw, constant(I8, 15, 4 * LANES))
