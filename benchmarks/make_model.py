@@ -195,7 +195,7 @@ def write_dllama(shape: Shape, path: Path) -> None:
         file.write(norm.tobytes())
         file.write(blocks(random, "Q4_0", *of["embed_tokens"]).data)
     pieces = [b"a", *(b"%07x" % number for number in range(1, shape.vocabulary - 1)), b"<s>"]
-    settings = np.array([4, len(pieces) - 1, 0, 1, 1, len(pieces), 2, 7, 9, 0, 10, 1], np.int32)  # BOS comes last
+    settings = np.array([3, len(pieces) - 1, 0, 1, 1, len(pieces), 2, 7, 9, 0, 10, 1], np.int32)  # BOS comes last
     with path.with_suffix(".t").open("wb") as file:
         file.write(np.array([0x567124, 8 + settings.nbytes], np.int32).tobytes() + settings.tobytes())
         for piece in pieces:
