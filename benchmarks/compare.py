@@ -45,13 +45,13 @@ def main() -> None:
     )
     engines: list[peers.Peer] = [
         peers.Ringlm(),
-        peers.LlamaCpp(options.llama_bench),
+        *llama_cpp(options.llama_bench or ["llama-bench"]),
         peers.DistributedLlama(options.dllama),
         peers.Transformers(),
         peers.MistralRs(options.mistralrs_python),
     ]
     if options.engines:
-        engines = [engine for engine in engines if engine.name in options.engines.split(",")]
+        engines = [engine for engine in engines if engine.name.split()[0] in options.engines.split(",")]
     missing = {engine.name: reason for engine in engines if (reason := engine.missing())}
     engines = [engine for engine in engines if engine.name not in missing]
     models = [peers.Model(name, options.folder) for name in options.models.split(",")]
@@ -76,7 +76,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quant", default="int4", choices=("none", "int8", "int4"))
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="ringlm's")
-    parser.add_argument("--llama-bench", default="llama-bench", help="llama.cpp's program")
+    parser.add_argument("--llama-bench", action="append", help="llama.cpp's program; again for another build of it")
     parser.add_argument("--dllama", default="dllama", help="distributed-llama's program")
     parser.add_argument("--mistralrs-python", default=sys.executable, help="a Python with the package mistralrs")
     parser.add_argument("--prefix", default="", help="before every engine's command, such as 'taskset -c 0,1'")
@@ -96,6 +96,13 @@ def parse() -> argparse.Namespace:
         except ImportError:
             parser.error("--plot needs matplotlib; pip install matplotlib, or leave it out")
     return options
+
+
+def llama_cpp(builds: Sequence[str]) -> list[peers.LlamaCpp]:
+    """Each build of it, by the name of its file where there are several."""
+    if len(builds) == 1:
+        return [peers.LlamaCpp(builds[0])]
+    return [peers.LlamaCpp(build, f"llama.cpp ({Path(build).name.removeprefix('llama-bench-')})") for build in builds]
 
 
 def compare(

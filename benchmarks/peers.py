@@ -117,7 +117,7 @@ class Ringlm:
 @dataclass(frozen=True)
 class LlamaCpp:
     binary: str
-    name = "llama.cpp"
+    name: str = "llama.cpp"
 
     def setup(self, task: Task) -> str:
         return f"1 process of {task.ranks} threads"
