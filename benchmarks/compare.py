@@ -185,8 +185,11 @@ def show(rows: Sequence[dict[str, Any]], missing: dict[str, str], title: str) ->
             continue  # a note says why
         ratio = f"{row['of_ringlm']:.2f}x" if row["of_ringlm"] else "-"
         lines.append((row["model"], row["test"], row["engine"], row["setup"], f"{row['tokens_per_s']:.1f}", ratio))
-    notes = {(row["engine"], f"{row['model']}: {row['reason']}") for row in rows if row["reason"]}
-    notes |= {(engine, f"not here: {reason}") for engine, reason in missing.items()}
+    notes: dict[tuple[str, str], dict[str, None]] = {}
+    for row in rows:
+        if row["reason"]:
+            notes.setdefault((row["engine"], row["reason"]), {})[row["model"]] = None
+    notes |= {(engine, reason): {"not here": None} for engine, reason in missing.items()}
     if sys.stdout.isatty():
         table = Table(*head, title=title)
         table.columns[4].justify = table.columns[5].justify = "right"
@@ -200,8 +203,8 @@ def show(rows: Sequence[dict[str, Any]], missing: dict[str, str], title: str) ->
             cells = (cell.rjust(width) for cell, width in zip(line[4:], widths[4:], strict=True))
             names = (cell.ljust(width) for cell, width in zip(line[:4], widths, strict=False))
             print("  ".join((*names, *cells)))
-    for engine, note in sorted(notes):
-        print(f"{engine}, {note}")
+    for (engine, reason), about in notes.items():
+        print(f"{engine}, {', '.join(about)}: {reason}")
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -223,9 +226,10 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
             panel.bar_label(bars, fmt="{:.1f}", padding=3)
             panel.margins(x=0.2)
             panel.invert_yaxis()
-            panel.set_title(f"{model}, {test}: tokens per second", fontsize=10, loc="left")
+            panel.set_title(f"{model}, {test}", fontsize=10, loc="left")
             panel.spines[["top", "right", "bottom"]].set_visible(False)
             panel.set_xticks([])
+    figure.suptitle("tokens per second", fontsize=10)
     figure.savefig(path, dpi=150)
 
 
