@@ -58,6 +58,7 @@ class Row(NamedTuple):
     weights: str
     perplexity: float
     lost_percent: float  # of float32's
+    error_percent: float  # standard error of that, from the differences token by token
     tokens: int
     seconds: float
 
@@ -123,14 +124,10 @@ MODELS = {"smollm2": smollm2, "gemma3": gemma3}
 
 
 @torch.inference_mode()
-def perplexity(logits: Logits, windows: Sequence[Sequence[int]]) -> float:
-    """Of every token in a window but its first, from those before it in the window."""
-    total, count = 0.0, 0
-    for ids in windows:
-        targets = torch.tensor(ids[1:])
-        total += float(F.cross_entropy(logits(ids)[:-1], targets, reduction="sum"))
-        count += len(targets)
-    return math.exp(total / count)
+def surprise(logits: Logits, windows: Sequence[Sequence[int]]) -> Tensor:
+    """-log p of every token in a window but its first, from those before it in the window: float64 (tokens,)."""
+    found = [F.cross_entropy(logits(ids)[:-1], torch.tensor(ids[1:]), reduction="none") for ids in windows]
+    return torch.cat(found).double()
 
 
 def cut(tokenizer: Tokenizer, text: str, length: int) -> list[list[int]]:
@@ -144,15 +141,15 @@ def cut(tokenizer: Tokenizer, text: str, length: int) -> list[list[int]]:
 def measure(name: str, text: str, weights: Sequence[str], length: int) -> Iterator[Row]:
     """One row for each form of the weights, float32 first."""
     with tempfile.TemporaryDirectory() as folder:
-        reference = math.nan
+        reference = None
         for form, tokenizer, logits in MODELS[name](Path(folder), weights):
             started = time.perf_counter()
-            windows = cut(tokenizer, text, length)
-            found = perplexity(logits, windows)
-            reference = found if form == "float32" else reference
-            lost = (found / reference - 1) * 100
-            tokens = sum(len(ids) - 1 for ids in windows)
-            yield Row(name, form, found, lost, tokens, time.perf_counter() - started)
+            found = surprise(logits, cut(tokenizer, text, length))
+            reference = found if reference is None else reference
+            lost = found - reference
+            mean, error = float(lost.mean()), float(lost.std()) / math.sqrt(len(lost))
+            percents = (math.exp(mean) - 1) * 100, error * 100
+            yield Row(name, form, math.exp(found.mean()), *percents, len(found), time.perf_counter() - started)
 
 
 def main() -> None:
@@ -183,10 +180,10 @@ def main() -> None:
 def show(rows: Sequence[Row], names: Sequence[str], window: int) -> None:
     """A table: rich on a terminal, plain columns in a pipe."""
     head = ("model", "weights", "perplexity", "lost", "target", "tokens")
-    lines = [
-        (row.model, row.weights, f"{row.perplexity:.4f}", f"{row.lost_percent:+.3f}%", verdict(row), f"{row.tokens:,}")
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        lost = "" if row.weights == "float32" else f"{row.lost_percent:+.2f} ± {row.error_percent:.2f}%"
+        lines.append((row.model, row.weights, f"{row.perplexity:.4f}", lost, verdict(row), f"{row.tokens:,}"))
     if sys.stdout.isatty():
         table = Table(*head, title=f"perplexity in windows of {window} tokens")
         for column in table.columns[2:]:
@@ -196,7 +193,7 @@ def show(rows: Sequence[Row], names: Sequence[str], window: int) -> None:
         Console().print(table)
     else:
         for line in (head, *lines):
-            print("  ".join(cell.rjust(12) for cell in line).rstrip())
+            print("  ".join(cell.rjust(15) for cell in line).rstrip())
     for name in names:
         print(f"{name}: {NOTES[name]}")
 
