@@ -3,6 +3,7 @@ nothing. Written tensor by tensor, in the time that the disk takes.
 
     python benchmarks/make_model.py llama-3.2-1b 1b                    # a folder: config.json and safetensors, bfloat16
     python benchmarks/make_model.py llama-3.2-1b 1b.gguf --type Q4_0   # a GGUF file: Q4_0, Q4_1, Q8_0 or F16
+    python benchmarks/make_model.py llama-3.2-1b 1b.m                  # distributed-llama's: 1b.m in Q4_0, and 1b.t
 """
 
 from __future__ import annotations
@@ -172,15 +173,46 @@ def write_gguf(shape: Shape, path: Path, kind: str, name: str) -> None:
     writer.close()
 
 
+def write_dllama(shape: Shape, path: Path) -> None:
+    """distributed-llama's model file with matrices in Q4_0, as its converter writes it, and beside it a tokenizer of
+    one-letter words, so that a prompt has as many tokens as letters."""
+    header = {0: 0, 1: 0xABCD00, 2: shape.hidden, 3: shape.columns, 4: shape.layers, 5: shape.heads, 6: shape.kv_heads}
+    header |= {7: 0, 8: 0, 9: shape.vocabulary, 10: CONTEXT, 11: 1, 12: int(shape.theta), 13: 2, 18: 0}
+    header |= {19: shape.head_dim, 20: 5}
+    if shape.llama3:
+        header |= {14: 32, 15: 1, 16: 4, 17: CONTEXT, 18: 2}
+    words = np.array([word for pair in header.items() for word in pair], np.int32)
+    random = np.random.default_rng(0)
+    of = {name.rpartition(".")[2]: (rows, columns) for name, _, rows, columns in matrices(shape)}
+    norm = np.ones(shape.hidden, np.float32)
+    with path.open("wb") as file:
+        file.write(np.array([0xA00ABCD, 8 + words.nbytes], np.int32).tobytes() + words.tobytes())
+        file.write((random.standard_normal(of["embed_tokens"], np.float32) * shape.hidden**-0.5).data)
+        for _ in range(shape.layers):
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj"):
+                file.write(blocks(random, "Q4_0", *of[name]).data)
+            file.write(norm.tobytes() * 2)
+        file.write(norm.tobytes())
+        file.write(blocks(random, "Q4_0", *of["embed_tokens"]).data)
+    pieces = [b"a", *(b"%07x" % number for number in range(1, shape.vocabulary - 1)), b"<s>"]
+    settings = np.array([3, len(pieces) - 1, 0, 1, 1, len(pieces), 2, 7, 9, 0, 10, 1], np.int32)  # BOS comes last
+    with path.with_suffix(".t").open("wb") as file:
+        file.write(np.array([0x567124, 8 + settings.nbytes], np.int32).tobytes() + settings.tobytes())
+        for piece in pieces:
+            file.write(np.float32(0).tobytes() + np.int32(len(piece)).tobytes() + piece)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("path", type=Path, help="a folder, or a file that ends in .gguf")
+    parser.add_argument("path", type=Path, help="a folder, or a file that ends in .gguf or .m")
     parser.add_argument("--type", choices=TYPES, default="Q4_0", help="of a GGUF file's matrices")
     options = parser.parse_args()
     shape = SHAPES[options.shape]
     if options.path.suffix == ".gguf":
         write_gguf(shape, options.path, options.type, options.shape)
+    elif options.path.suffix == ".m":
+        write_dllama(shape, options.path)
     else:
         write_folder(shape, options.path)
 
