@@ -1,9 +1,10 @@
 """All-reduce latency and bandwidth: this ring against gloo, in one interleaved run.
 
-    python benchmarks/comm.py [--sizes 1K,6K,256K,4M,32M] [--world-size 2,3,4] [--dtype float32] [--json]
+    python benchmarks/comm.py [--sizes 1K,6K,256K,4M,32M] [--world-size 2,3,4] [--dtype float32] [--device cpu] [--json]
 
 Each rank is one process of one thread that holds both, a ring and a gloo group over loopback. Blocks of
-calls alternate between the two, so that both see the same weather. Times are rank 0's, a call each.
+calls alternate between the two, so that both see the same weather. Times are rank 0's, a call each, until the sum is
+there on the device; with `--device cuda` all ranks share the GPU.
 """
 
 from __future__ import annotations
@@ -50,20 +51,21 @@ def main() -> None:
     parser.add_argument("--sizes", default="1K,6K,256K,4M,32M", help="bytes, with K, M or G")
     parser.add_argument("--world-size", default="2", help="one or more, such as 2,3,4")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seconds", type=float, default=1.0, help="roughly, for each size and backend")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     sizes = [_parse_size(text) for text in options.sizes.split(",")]
     rows: list[Row] = []
     for world_size in map(int, options.world_size.split(",")):
-        rows += measure(world_size, sizes, options.dtype, options.seconds)
+        rows += measure(world_size, sizes, options.dtype, options.seconds, options.device)
     if options.json:
         print(json.dumps({"rows": rows}))
     else:
         show(rows)
 
 
-def measure(world_size: int, sizes: list[int], dtype: str, seconds: float) -> list[Row]:
+def measure(world_size: int, sizes: list[int], dtype: str, seconds: float, device: str = "cpu") -> list[Row]:
     """The rows of one world size, from processes started and ended here."""
     os.environ["OMP_NUM_THREADS"] = "1"
     spawn = multiprocessing.get_context("spawn")
@@ -71,7 +73,7 @@ def measure(world_size: int, sizes: list[int], dtype: str, seconds: float) -> li
     ports = _free_ports(world_size)
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            spawn.Process(target=_rank, args=(rank, ports, f"{folder}/store", sizes, dtype, seconds, theirs))
+            spawn.Process(target=_rank, args=(rank, ports, f"{folder}/store", sizes, dtype, seconds, device, theirs))
             for rank in range(world_size)
         ]
         for process in ranks:
@@ -91,7 +93,14 @@ def measure(world_size: int, sizes: list[int], dtype: str, seconds: float) -> li
 
 
 def _rank(
-    rank: int, ports: list[int], store: str, sizes: list[int], dtype: str, seconds: float, result: Connection
+    rank: int,
+    ports: list[int],
+    store: str,
+    sizes: list[int],
+    dtype: str,
+    seconds: float,
+    device: str,
+    result: Connection,
 ) -> None:
     torch.set_num_threads(1)
     world_size = len(ports)
@@ -106,7 +115,8 @@ def _rank(
             dist.all_reduce(tensor)
 
         for nbytes in sizes:
-            tensor = torch.full((nbytes // getattr(torch, dtype).itemsize,), 1e-20, dtype=getattr(torch, dtype))
+            kind = getattr(torch, dtype)
+            tensor = torch.full((nbytes // kind.itemsize,), 1e-20, dtype=kind, device=device)
             times: dict[str, list[float]] = {"ring": [], "gloo": []}
             calls = {name: _calls(call, tensor, seconds) for name, call in (("ring", ring.all_reduce), ("gloo", gloo))}
             counts = torch.tensor([calls["ring"], calls["gloo"]])
@@ -133,6 +143,8 @@ def _block(call: Callable[[torch.Tensor], object], tensor: torch.Tensor, count: 
     for _ in range(count):
         started = time.perf_counter()
         call(tensor)
+        if tensor.is_cuda:
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     return times
 

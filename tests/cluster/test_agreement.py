@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from ringlm.cluster.agreement import Capabilities, agree
+from ringlm.cluster.agreement import Capabilities, agree, fast_dtypes
 from ringlm.cluster.settings import Settings
 from ringlm.errors import ConfigError
 
@@ -18,6 +19,14 @@ def test_dtype_auto_is_the_best_that_all_ranks_can_do() -> None:
     assert agree([rank(0, fast), rank(1, fast)], 4096).dtype == "bfloat16"
     assert agree([rank(0, fast), rank(1, ("float16", "float32"))], 4096).dtype == "float16"
     assert agree([rank(0, fast), rank(1)], 4096).dtype == "float32"
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_packed_weights_are_for_bfloat16_on_cuda_and_for_float32_beside_a_cpu(quant: str) -> None:
+    cuda, mps, cpu = (fast_dtypes(torch.device(kind), quant) for kind in ("cuda", "mps", "cpu"))
+    assert agree([rank(0, tuple(cuda)), rank(1, tuple(cuda))], 4096).dtype == "bfloat16"
+    assert agree([rank(0, tuple(cuda)), rank(1, tuple(mps))], 4096).dtype == "float16"
+    assert agree([rank(0, tuple(cuda)), rank(1, tuple(cpu))], 4096).dtype == "float32"
 
 
 def test_what_rank_0_was_told_holds_for_all() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ringlm.errors import ConfigError
 from ringlm.models import shard_file
 from ringlm.models.batch import Batch
+from ringlm.models.packing import Layout, layout_of
 from ringlm.models.shard_file import ShardFile, ShardWriter, shard_path
 from ringlm.parallel.communicator import Communicator
 from ringlm.weights import ModelFiles, open_model
@@ -55,7 +56,7 @@ def logits(files: ModelFiles, world_size: int, pieces: list[int], **options: Any
         loaded = load(files, comm, **options)
         cache, parts, first = loaded.new_cache(1), [], 0
         for length in pieces:
-            batch = Batch.of([(TOKENS[first : first + length], first, [0])], list(range(length)))
+            batch = Batch.of([(TOKENS[first : first + length], first, [0])], list(range(length)), loaded.device)
             parts.append(logits_of(loaded, comm, batch, cache).clone())
             first += length
         return torch.cat(parts)
@@ -78,6 +79,47 @@ def test_a_packed_model_is_near_the_one_it_stands_for(model: Path, bits: int, wo
     )  # the same weights; activations are not rounded to 8 bits
     assert apart(logits(files, world_size, [40], bits=bits), exact) < 0.06
     assert apart(logits(files, world_size, [7, 30, 1, 1, 1], bits=bits), exact) < 0.06
+
+
+def on_accelerators(device: torch.device) -> Layout:
+    """The layout of an accelerator, whatever the device."""
+    return layout_of(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_as_for_an_accelerator_a_model_is_the_one_it_stands_for(
+    model: Path, bits: int, world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = open_model(model)
+    exact = logits(ModelFiles(**(vars(files) | {"tensors": Quantized(files, bits)})), 1, [40])
+    monkeypatch.setattr("ringlm.models.loader.layout_of", on_accelerators)
+    for pieces in ([40], [7, 30, 1, 1, 1]):
+        found = logits(files, world_size, pieces, bits=bits)
+        torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_cuda_a_packed_model_is_the_one_it_stands_for(model: Path, bits: int) -> None:
+    files = open_model(model)
+    exact = logits(ModelFiles(**(vars(files) | {"tensors": Quantized(files, bits)})), 1, [40])
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.06)):
+        for pieces in ([40], [7, 30, 1, 1, 1]):
+            found = logits(files, 2, pieces, bits=bits, dtype=dtype, device=torch.device("cuda"))
+            assert apart(found, exact) < tolerance
+
+
+def test_the_shards_of_layouts_are_kept_apart(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(shard_file.LIMIT_VARIABLE, "1")
+    files = open_model(model)
+    logits(files, 1, [40], bits=4)
+    monkeypatch.setattr("ringlm.models.loader.layout_of", on_accelerators)
+    first = logits(files, 1, [40], bits=4)
+    assert len(list((tmp_path / "ringlm" / "shards").iterdir())) == 2
+    monkeypatch.setattr("ringlm.models.packing.quantize", _refuse_rows)
+    assert torch.equal(logits(files, 1, [40], bits=4), first)
 
 
 def test_fewer_bits_are_further_from_the_original(model: Path) -> None:

@@ -136,8 +136,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def fast_dtypes(device: torch.device, quant: str = "none") -> list[str]:
-    """The dtypes that `device` computes quickly in. Without bf16 instructions a CPU's half types are ten
-    times slower than float32 in prefill, and packed weights give float32 (docs/performance.md)."""
+    """The dtypes that `device` computes quickly in. Without bf16 instructions a CPU's half types are ten times slower
+    than float32 in prefill, and its packed weights give float32 (docs/performance.md); accelerators unpack to any."""
     if device.type == "cuda":
         return ["bfloat16", "float16", "float32"]
     if device.type == "mps":

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from ringlm.errors import ModelError
 from ringlm.models.causal_lm import CausalLM
 from ringlm.models.config import dimensions, read_config
+from ringlm.models.packing import Packer, layout_of
 from ringlm.models.registry import builder
 from ringlm.parallel.communicator import Communicator
 from ringlm.parallel.linear import ColumnParallel, Dense, LinearSpec, Part, RowParallel, Storage
@@ -21,9 +22,6 @@ from ringlm.parallel.prologue import Prologue
 from ringlm.parallel.shard import Range, ShardPlan
 from ringlm.weights.files import ModelFiles
 from ringlm.weights.source import WeightSource
-
-if TYPE_CHECKING:
-    from ringlm.models.packing import Packer
 
 __all__ = ["ShardLoader", "dimensions", "load_model"]
 
@@ -52,11 +50,17 @@ def load_model(
     config = dataclasses.replace(read_config(files.config), context=context)
     shard = plan.ranks[rank]
     build = builder(config.architecture)
-    survey = ShardLoader(files.tensors, comm, torch.device("meta"), dtype, bits)
+    layout = None if bits is None else layout_of(device)
+
+    def packer(device: torch.device) -> Packer | None:
+        return None if bits is None or layout is None else Packer(files.tensors, bits, device, dtype, layout)
+
+    meta = torch.device("meta")
+    survey = ShardLoader(files.tensors, comm, meta, dtype, packer(meta))
     total = build(dataclasses.replace(config, context=1), shard, survey).nbytes
     if len(shard.layers) == config.layers:
         survey.refuse_unused()
-    load = ShardLoader(files.tensors, comm, device, dtype, bits, total, progress)
+    load = ShardLoader(files.tensors, comm, device, dtype, packer(device), total, progress)
     with load.kept(survey, (files.fingerprint, files.changed, shard, bits)):
         return build(config, shard, load)
 
@@ -71,18 +75,13 @@ class ShardLoader:
         comm: Communicator,
         device: torch.device,
         dtype: torch.dtype,
-        bits: int | None = None,
+        packer: Packer | None = None,
         total: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.comm, self.device, self.dtype, self.nbytes = comm, device, dtype, 0
-        self._source, self._total, self._progress = source, total, progress
+        self._source, self._packer, self._total, self._progress = source, packer, total, progress
         self._used: set[str] = set()
-        self._packer: Packer | None = None
-        if bits is not None:
-            from ringlm.models.packing import Packer  # with it comes a compiler
-
-            self._packer = Packer(source, bits, device, dtype)
 
     @contextlib.contextmanager
     def kept(self, survey: ShardLoader, key: tuple[object, ...]) -> Iterator[None]:
@@ -91,7 +90,7 @@ class ShardLoader:
         if self._packer is None or survey._packer is None:
             yield
             return
-        with self._packer.kept(key, survey._packer.layout):
+        with self._packer.kept(key, survey._packer.expected):
             yield
 
     def column(self, spec: LinearSpec, prologue: Prologue | None = None) -> ColumnParallel:

@@ -4,15 +4,15 @@ rows at a time, so that no whole matrix is ever there in floats. Knows no layers
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ringlm.models.shard_file import ShardFile, ShardWriter, shard_path
-from ringlm.parallel.linear import Part
-from ringlm.parallel.packed import PackedMatrix, Segment, Workspace
+from ringlm.parallel.linear import Part, Storage
 from ringlm.weights.packed import BLOCK, Packed, quantize
 from ringlm.weights.source import WeightSource
 
@@ -20,29 +20,49 @@ _TILE: Final = 1 << 20  # elements that are floats at a time
 _ROWS: Final = 32  # a tile has a multiple of them: heads, and the rows that lie side by side, stay whole
 
 
+class Layout(NamedTuple):
+    """How packed rows lie in memory, and what multiplies them there."""
+
+    name: str  # tells the shard files of one layout from another's
+    segment: Callable[..., Any]  # of (rows that have its form, number of rows, device, tensors), to be filled
+    matrix: Callable[..., Storage]  # of (segments, columns, lead, dtype)
+
+
+def layout_of(device: torch.device) -> Layout:
+    """The layout for products on `device`."""
+    if device.type == "cpu":
+        from ringlm.parallel.packed import PackedMatrix, Segment, Workspace  # with it comes a compiler
+
+        return Layout("eight rows side by side", Segment, partial(PackedMatrix, workspace=Workspace()))
+    from ringlm.parallel.packed_device import DevicePacked, DeviceSegment
+
+    return Layout("row after row", DeviceSegment, DevicePacked)
+
+
 class Packer:
     """Packs this rank's parts of matrices from `source`; what the file holds in floats, in `bits` bits.
 
-    On the meta device it reads nothing, and `layout` grows by what a shard file would hold.
+    On the meta device it reads nothing, and `expected` grows by what a shard file would hold.
     """
 
-    def __init__(self, source: WeightSource, bits: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.layout: dict[str, Tensor] = {}
-        self._source, self._bits, self._device, self._dtype = source, bits, device, dtype
+    def __init__(
+        self, source: WeightSource, bits: int, device: torch.device, dtype: torch.dtype, layout: Layout
+    ) -> None:
+        self.expected: dict[str, Tensor] = {}
+        self._source, self._bits, self._device, self._dtype, self._layout = source, bits, device, dtype, layout
         self._stored: ShardFile | None = None
         self._writer: ShardWriter | None = None
-        self._workspace = Workspace()
 
     @contextlib.contextmanager
-    def kept(self, key: tuple[object, ...], layout: dict[str, Tensor]) -> Iterator[None]:
-        """What is packed meanwhile comes from the shard file of `key`, if there is one with this layout, or is kept
-        there for the next start."""
-        path = shard_path(*key)
-        self._stored = ShardFile.find(path, layout)
+    def kept(self, key: tuple[object, ...], expected: dict[str, Tensor]) -> Iterator[None]:
+        """What is packed meanwhile comes from the shard file of `key`, if there is one with the `expected` tensors, or
+        is kept there for the next start."""
+        path = shard_path(self._layout.name, *key)
+        self._stored = ShardFile.find(path, expected)
         if self._stored is not None:
             yield
             return
-        self._writer = ShardWriter(path, layout)
+        self._writer = ShardWriter(path, expected)
         try:
             yield
             self._writer.finish()
@@ -50,19 +70,19 @@ class Packer:
             self._writer.discard()
             self._writer = None
 
-    def pack(self, parts: Sequence[Part]) -> PackedMatrix:
+    def pack(self, parts: Sequence[Part]) -> Storage:
         """The parts of a layer below one another."""
         columns = parts[0].columns
         segments = [self._segment(run) for run in self._runs(parts)]
-        return PackedMatrix(segments, len(columns), columns.start % BLOCK, self._dtype, self._workspace)
+        return self._layout.matrix(segments, len(columns), columns.start % BLOCK, self._dtype)
 
-    def _segment(self, run: Sequence[Part]) -> Segment:
+    def _segment(self, run: Sequence[Part]) -> Any:
         """Parts that are packed alike."""
         rows = sum(len(part.rows) for part in run)
         sample = self._read(run[0], 0, 0)
         if self._stored is not None:
-            return Segment(sample, rows, self._device, self._stored.tensors(run[0].name))
-        segment = Segment(sample, rows, self._device)
+            return self._layout.segment(sample, rows, self._device, self._stored.tensors(run[0].name))
+        segment = self._layout.segment(sample, rows, self._device)
         if self._device.type != "meta":
             first = 0
             for tile in (tile for part in run for tile in self._tiles(part)):
@@ -72,7 +92,7 @@ class Packer:
             if self._writer is not None:
                 self._writer.write(f"{run[0].name}.{name}", tensor)
             elif self._device.type == "meta":
-                self.layout[f"{run[0].name}.{name}"] = tensor
+                self.expected[f"{run[0].name}.{name}"] = tensor
         return segment
 
     def _runs(self, parts: Sequence[Part]) -> list[list[Part]]:

@@ -110,7 +110,7 @@ class ShardWriter:
         self._written += 1
         try:
             if tensor.numel():
-                self._file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+                self._file.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         except OSError as error:
             self._give_up(error)
 

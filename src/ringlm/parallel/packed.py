@@ -17,6 +17,7 @@ from ringlm.parallel.kernels.instructions import LANES
 from ringlm.parallel.kernels.products import FORMS, GATE, NORM, PLAIN, linear, linear_by_threads, work_bytes
 from ringlm.parallel.kernels.rows import BLOCK
 from ringlm.parallel.prologue import Prologue, RmsNorm, SiluGate
+from ringlm.parallel.unpacking import unpack
 
 
 class Blocks(Protocol):
@@ -94,16 +95,8 @@ class Segment:
         """int64 (n,) to float32 (n, blocks * 32)."""
         block, lane = rows // LANES, rows % LANES
         codes = self.codes[block, :, :, lane].flatten(2)  # (n, blocks, bytes of a block)
-        scales = self.scales[block, :, lane].float().unsqueeze(2)  # (n, blocks, 1)
-        if FORMS[self.form][0] == 4:
-            values = torch.cat((codes & 15, codes >> 4), 2).float()
-            if self.minimums is None:
-                values -= 8
-        else:
-            values = codes.view(torch.int8).float()
-        if self.minimums is not None:
-            return torch.addcmul(self.minimums[block, :, lane].float().unsqueeze(2), values, scales).flatten(1)
-        return values.mul_(scales).flatten(1)
+        minimums = None if self.minimums is None else self.minimums[block, :, lane]
+        return unpack(codes, self.scales[block, :, lane], minimums)
 
 
 class _Plan:
