@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from ringlm.models.shard_file import ShardFile, ShardWriter, shard_path
+from ringlm.parallel.kernels.choice import unpack_from
 from ringlm.parallel.linear import Part
 from ringlm.parallel.packed import PackedMatrix, Segment, Workspace
 from ringlm.weights.packed import BLOCK, Packed, quantize
 from ringlm.weights.source import WeightSource
 
 _TILE: Final = 1 << 20  # elements that are floats at a time
+_SAMPLE: Final = (512, 2048)  # rows and columns of the matrix that products are timed with
 _ROWS: Final = 32  # a tile has a multiple of them: heads, and the rows that lie side by side, stay whole
 
 
@@ -31,7 +33,7 @@ class Packer:
         self._source, self._bits, self._device, self._dtype = source, bits, device, dtype
         self._stored: ShardFile | None = None
         self._writer: ShardWriter | None = None
-        self._workspace = Workspace()
+        self._workspace = Workspace() if device.type == "meta" else Workspace(unpack_from(_sample, _SAMPLE[1]))
 
     @contextlib.contextmanager
     def kept(self, key: tuple[object, ...], layout: dict[str, Tensor]) -> Iterator[None]:
@@ -105,3 +107,11 @@ class Packer:
         if start == stop:
             return quantize(torch.empty(0, columns.stop - columns.start), self._bits)
         return quantize(self._source.read(name, rows, columns, torch.float32), self._bits)
+
+
+def _sample(rows: int) -> PackedMatrix:
+    """A matrix that is unpacked from so many rows of activations on."""
+    packed = quantize(torch.ones(_SAMPLE), 4)
+    segment = Segment(packed, _SAMPLE[0], torch.device("cpu"))
+    segment.fill(0, packed)
+    return PackedMatrix([segment], _SAMPLE[1], 0, torch.float32, Workspace(rows))
