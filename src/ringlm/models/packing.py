@@ -23,14 +23,14 @@ _ROWS: Final = 32  # a tile has a multiple of them: heads, and the rows that lie
 
 
 class Packer:
-    """Packs this rank's parts of matrices from `source`; what the file holds in floats, in `bits` bits.
+    """Packs this rank's parts of matrices from `source`.
 
     On the meta device it reads nothing, and `layout` grows by what a shard file would hold.
     """
 
-    def __init__(self, source: WeightSource, bits: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, source: WeightSource, device: torch.device, dtype: torch.dtype) -> None:
         self.layout: dict[str, Tensor] = {}
-        self._source, self._bits, self._device, self._dtype = source, bits, device, dtype
+        self._source, self._device, self._dtype = source, device, dtype
         self._stored: ShardFile | None = None
         self._writer: ShardWriter | None = None
         self._workspace = Workspace() if device.type == "meta" else Workspace(unpack_from(_sample, _SAMPLE[1]))
@@ -52,22 +52,22 @@ class Packer:
             self._writer.discard()
             self._writer = None
 
-    def pack(self, parts: Sequence[Part]) -> PackedMatrix:
-        """The parts of a layer below one another."""
+    def pack(self, parts: Sequence[Part], bits: int) -> PackedMatrix:
+        """The parts of a layer below one another; what the file holds in floats, in `bits` bits."""
         columns = parts[0].columns
-        segments = [self._segment(run) for run in self._runs(parts)]
+        segments = [self._segment(run, bits) for run in self._runs(parts, bits)]
         return PackedMatrix(segments, len(columns), columns.start % BLOCK, self._dtype, self._workspace)
 
-    def _segment(self, run: Sequence[Part]) -> Segment:
+    def _segment(self, run: Sequence[Part], bits: int) -> Segment:
         """Parts that are packed alike."""
         rows = sum(len(part.rows) for part in run)
-        sample = self._read(run[0], 0, 0)
+        sample = self._read(run[0], 0, 0, bits)
         if self._stored is not None:
             return Segment(sample, rows, self._device, self._stored.tensors(run[0].name))
         segment = Segment(sample, rows, self._device)
         if self._device.type != "meta":
             first = 0
-            for tile in (tile for part in run for tile in self._tiles(part)):
+            for tile in (tile for part in run for tile in self._tiles(part, bits)):
                 segment.fill(first, tile)
                 first += len(tile.codes)
         for name, tensor in segment.tensors().items():
@@ -77,12 +77,12 @@ class Packer:
                 self.layout[f"{run[0].name}.{name}"] = tensor
         return segment
 
-    def _runs(self, parts: Sequence[Part]) -> list[list[Part]]:
+    def _runs(self, parts: Sequence[Part], bits: int) -> list[list[Part]]:
         """Consecutive parts that are packed alike."""
         runs: list[list[Part]] = []
         last = None
         for part in parts:
-            sample = self._read(part, 0, 0)
+            sample = self._read(part, 0, 0, bits)
             form = sample.bits, sample.minimums is not None
             if form != last:
                 runs.append([])
@@ -90,12 +90,12 @@ class Packer:
             runs[-1].append(part)
         return runs
 
-    def _tiles(self, part: Part) -> Iterator[Packed]:
+    def _tiles(self, part: Part, bits: int) -> Iterator[Packed]:
         height = max(1, _TILE // max(1, len(part.columns)) // _ROWS) * _ROWS
         for top in range(part.rows.start, part.rows.stop, height):
-            yield self._read(part, top, min(top + height, part.rows.stop))
+            yield self._read(part, top, min(top + height, part.rows.stop), bits)
 
-    def _read(self, part: Part, start: int, stop: int) -> Packed:
+    def _read(self, part: Part, start: int, stop: int, bits: int) -> Packed:
         """Rows [start, stop) of the file's matrix, and this part's columns in whole blocks of the file's."""
         rows = slice(start, stop)
         name = f"{part.name}.weight"
@@ -105,8 +105,8 @@ class Packer:
             return packed
         columns = slice(blocks.start * BLOCK, min(blocks.stop * BLOCK, part.shape[1]))
         if start == stop:
-            return quantize(torch.empty(0, columns.stop - columns.start), self._bits)
-        return quantize(self._source.read(name, rows, columns, torch.float32), self._bits)
+            return quantize(torch.empty(0, columns.stop - columns.start), bits)
+        return quantize(self._source.read(name, rows, columns, torch.float32), bits)
 
 
 def _sample(rows: int) -> PackedMatrix:
