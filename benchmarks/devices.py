@@ -47,7 +47,8 @@ class Rounded:
         found: Tensor = self._source.read(name, rows, columns, dtype)
         if columns is None or self._source.packed(name, slice(0, 0), slice(0, 0)) is not None:
             return found
-        return unpack(quantize(found, self._bits))[:, : found.shape[1]].to(found.dtype)
+        bits = 8 if name in ("model.embed_tokens.weight", "lm_head.weight") else self._bits
+        return unpack(quantize(found, bits))[:, : found.shape[1]].to(found.dtype)
 
 
 def logits(files: ModelFiles, comm: Communicator, tokens: Sequence[int], device: str, **options: Any) -> Tensor:

@@ -49,7 +49,8 @@ class Quantized:
             return self._source.read(name, rows, columns, dtype)
         height, width = self._source.shape(name)
         whole = self._source.read(name, slice(0, height), slice(0, width), torch.float32)
-        return unpack(quantize(whole, self._bits))[:, :width][rows, columns]
+        bits = 8 if name in ("model.embed_tokens.weight", "lm_head.weight") else self._bits
+        return unpack(quantize(whole, bits))[:, :width][rows, columns]
 
 
 def logits(files: ModelFiles, world_size: int, pieces: list[int], **options: Any) -> Tensor:

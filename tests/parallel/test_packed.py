@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ringlm.parallel.kernels.choice import NEVER
 from ringlm.parallel.kernels.products import FORMS
 from ringlm.parallel.packed import PackedMatrix, Segment, Workspace
+from ringlm.parallel.prologue import Prologue, RmsNorm, SiluGate
 
 CPU = torch.device("cpu")
 
@@ -47,7 +49,7 @@ class Sample(NamedTuple):
         return values.flatten(1)
 
 
-def matrix(samples: list[Sample], columns: int, lead: int) -> PackedMatrix:
+def matrix(samples: list[Sample], columns: int, lead: int, unpack_from: int = NEVER) -> PackedMatrix:
     segments = []
     for sample in samples:
         segment = Segment(sample, len(sample.codes), CPU)
@@ -55,7 +57,7 @@ def matrix(samples: list[Sample], columns: int, lead: int) -> PackedMatrix:
             part = [None if t is None else t[first : first + 24] for t in sample[1:]]
             segment.fill(first, Sample(sample.bits, *part))
         segments.append(segment)
-    return PackedMatrix(segments, columns, lead, torch.float32, Workspace())
+    return PackedMatrix(segments, columns, lead, torch.float32, Workspace(unpack_from))
 
 
 def rounded(x: Tensor, lead: int, blocks: int) -> Tensor:
@@ -122,3 +124,51 @@ def test_a_matrix_without_rows_gives_zeros() -> None:
     packed = matrix([Sample.random((4, False), 0, 2)], 64, 0)
     assert packed(torch.randn(3, 64)).shape == (3, 0)
     assert packed.rows(torch.zeros(3, dtype=torch.int64)).tolist() == [[0.0] * 64] * 3
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    forms=st.lists(st.sampled_from(FORMS), min_size=1, max_size=3),
+    rows=st.integers(1, 70),
+    columns=st.integers(1, 200),
+    lead=st.integers(0, 31),
+    tokens=st.integers(1, 11),
+    tile=st.sampled_from([1, 3000, 1 << 19]),
+)
+def test_unpacked_products_are_those_of_the_weights_in_bfloat16(
+    forms: list[tuple[int, bool]], rows: int, columns: int, lead: int, tokens: int, tile: int
+) -> None:
+    torch.manual_seed(rows)
+    blocks = -(-(lead + columns) // 32)
+    samples = [Sample.random(form, rows + index, blocks) for index, form in enumerate(forms)]
+    weights = torch.cat([sample.weights() for sample in samples])[:, lead : lead + columns]
+    x, bias = torch.randn(tokens, columns), torch.randn(len(weights))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ringlm.parallel.packed._TILE", tile)
+        found = matrix(samples, columns, lead, unpack_from=0)(x, bias)
+    exact = x.bfloat16().double() @ weights.float().bfloat16().double().T
+    # rounded to bfloat16 once more, as torch's product in that type is
+    torch.testing.assert_close(
+        found.double(), exact + bias.double(), rtol=2.0**-7, atol=2e-3 * weights.abs().max().item()
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_unpacking_rounds_as_torch_does(form: tuple[int, bool]) -> None:
+    sample = Sample.random(form, 40, 7)
+    segment = Segment(sample, 40, CPU)
+    segment.fill(0, sample)
+    for threads in (1, 3):
+        tile = torch.empty(24, 7 * 32, dtype=torch.bfloat16)
+        segment.unpack_into(tile, 2, 5, threads)
+        assert torch.equal(tile, segment.unpack(torch.arange(16, 40)).bfloat16())
+
+
+@pytest.mark.parametrize("prologue", [RmsNorm(torch.rand(64) + 0.5, 1e-5), SiluGate()], ids=["norm", "gate"])
+def test_both_products_do_what_comes_before_them(prologue: Prologue) -> None:
+    sample = Sample.random((8, False), 24, 2)
+    x = torch.randn(5, 200)[:, : 64 if isinstance(prologue, RmsNorm) else 128]  # rows that are not side by side
+    few, many = (matrix([sample], 64, 0, unpack_from=rows)(x, None, prologue) for rows in (NEVER, 0))
+    expected = prologue(x).double() @ sample.weights().T
+    for found in (few, many):
+        torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=2e-2 * expected.abs().max().item())

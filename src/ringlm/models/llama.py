@@ -49,10 +49,10 @@ class LlamaBlock:
 def build(config: ModelConfig, shard: RankShard, load: ShardLoader) -> CausalLM:
     """This rank's part of the model."""
     size = (config.vocabulary, config.hidden_size)
-    embedding = load.matrix("model.embed_tokens", size, shard.vocabulary)
+    embedding = load.vocabulary("model.embed_tokens", size, shard.vocabulary)
     blocks = [LlamaBlock(config, shard, layer, load) for layer in range(shard.layers.start, shard.layers.stop)]
     norm = RmsNorm(load.vector("model.norm.weight", config.hidden_size), config.norm_eps)
-    head = embedding if config.tied else load.matrix("lm_head", size, shard.vocabulary)
+    head = embedding if config.tied else load.vocabulary("lm_head", size, shard.vocabulary)
     return CausalLM(
         config,
         shard,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ringlm.errors import ModelError
 from ringlm.models.causal_lm import CausalLM
 from ringlm.models.config import dimensions, read_config
-from ringlm.models.packing import Packer, layout_of
+from ringlm.models.packing import Layout, Packer, layout_of
 from ringlm.models.registry import builder
 from ringlm.parallel.communicator import Communicator
 from ringlm.parallel.linear import ColumnParallel, Dense, LinearSpec, Part, RowParallel, Storage
@@ -44,23 +44,18 @@ def load_model(
     """Rank `rank`'s part of the model in `files`, ready for sequences of up to `context` positions.
 
     With `bits` (4 or 8) matrices are packed: those that the files hold packed as they are, the others in that many
-    bits. `progress` hears (bytes held, bytes to hold) as loading goes on. Raises ModelError, with file and tensor,
-    before any memory is taken for weights.
+    bits, but the embedding and the output head in 8. `progress` hears (bytes held, bytes to hold) as loading goes on.
+    Raises ModelError, with file and tensor, before any memory is taken for weights.
     """
     config = dataclasses.replace(read_config(files.config), context=context)
     shard = plan.ranks[rank]
     build = builder(config.architecture)
     layout = None if bits is None else layout_of(device)
-
-    def packer(device: torch.device) -> Packer | None:
-        return None if bits is None or layout is None else Packer(files.tensors, bits, device, dtype, layout)
-
-    meta = torch.device("meta")
-    survey = ShardLoader(files.tensors, comm, meta, dtype, packer(meta))
+    survey = ShardLoader(files.tensors, comm, torch.device("meta"), dtype, bits, layout)
     total = build(dataclasses.replace(config, context=1), shard, survey).nbytes
     if len(shard.layers) == config.layers:
         survey.refuse_unused()
-    load = ShardLoader(files.tensors, comm, device, dtype, packer(device), total, progress)
+    load = ShardLoader(files.tensors, comm, device, dtype, bits, layout, total, progress)
     with load.kept(survey, (files.fingerprint, files.changed, shard, bits)):
         return build(config, shard, load)
 
@@ -75,13 +70,15 @@ class ShardLoader:
         comm: Communicator,
         device: torch.device,
         dtype: torch.dtype,
-        packer: Packer | None = None,
+        bits: int | None = None,
+        layout: Layout | None = None,
         total: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.comm, self.device, self.dtype, self.nbytes = comm, device, dtype, 0
-        self._source, self._packer, self._total, self._progress = source, packer, total, progress
-        self._used: set[str] = set()
+        self._source, self._total, self._progress = source, total, progress
+        self._bits, self._used = bits, set[str]()
+        self._packer = None if layout is None else Packer(source, device, dtype, layout)
 
     @contextlib.contextmanager
     def kept(self, survey: ShardLoader, key: tuple[object, ...]) -> Iterator[None]:
@@ -98,17 +95,18 @@ class ShardLoader:
         bias = None
         if spec.bias:
             bias = torch.cat([self.vector(f"{part.name}.bias", part.shape[0], part.rows) for part in spec.parts])
-        return ColumnParallel(self._matrix(spec.parts), bias, prologue)
+        return ColumnParallel(self._matrix(spec.parts, self._bits), bias, prologue)
 
     def row(self, spec: LinearSpec, prologue: Prologue | None = None) -> RowParallel:
         """A row-parallel layer; every rank holds the whole bias, which is added after the reduction."""
         (part,) = spec.parts
         bias = self.vector(f"{part.name}.bias", part.shape[0]) if spec.bias else None
-        return RowParallel(self._matrix(spec.parts), bias, self.comm, prologue)
+        return RowParallel(self._matrix(spec.parts, self._bits), bias, self.comm, prologue)
 
-    def matrix(self, name: str, shape: tuple[int, int], rows: Range) -> Storage:
-        """`rows` of the matrix `name`.weight of `shape`."""
-        return self._matrix((Part(name, shape, rows, Range(0, shape[1])),))
+    def vocabulary(self, name: str, shape: tuple[int, int], rows: Range) -> Storage:
+        """`rows` of the embedding or output head `name`.weight of `shape`. It is packed in 8 bits: in 4 it would cost
+        more of a model's quality than all other matrices (docs/performance.md)."""
+        return self._matrix((Part(name, shape, rows, Range(0, shape[1])),), self._bits and 8)
 
     def vector(self, name: str, size: int, part: Range | None = None) -> Tensor:
         """The vector `name` of `size`, or a part of it."""
@@ -121,12 +119,12 @@ class ShardLoader:
             if name not in self._used and not name.endswith(_IGNORED):
                 raise ModelError(f"{self._source.place(name)} has no place in this model; config.json does not fit.")
 
-    def _matrix(self, parts: tuple[Part, ...]) -> Storage:
+    def _matrix(self, parts: tuple[Part, ...], bits: int | None) -> Storage:
         """The parts of a layer below one another."""
         for part in parts:
             self._check(f"{part.name}.weight", part.shape)
-        if self._packer is not None:
-            packed = self._packer.pack(parts)
+        if self._packer is not None and bits is not None:
+            packed = self._packer.pack(parts, bits)
             self._count(packed.nbytes)
             return packed
         if len(parts) == 1:

@@ -7,6 +7,7 @@ bfloat16 scales only; for 8 bits with a scale a block it has none (docs/performa
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 import torch
@@ -20,14 +21,13 @@ _BLOCKS: Final = 32
 _UNPACKED: Final = 64  # blocks that a program unpacks
 
 
-# Without specialization a kernel that was compiled for one call serves all of a segment's.
 @triton.jit(
     do_not_specialize=["rows", "columns", "lead", "x_stride", "out_stride"],
     do_not_specialize_on_alignment=["x", "out"],
 )
 def _product(
     x, codes, scales, minimums, out, rows, blocks, columns, lead, x_stride, out_stride,
-    FOUR: tl.constexpr, MINIMUM: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, BYTES: tl.constexpr,
+    FOUR: tl.constexpr, MINIMUM: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     x += tl.program_id(1) * x_stride
@@ -57,10 +57,10 @@ def _product(
     tl.store(out + tl.program_id(1) * out_stride + row, tl.sum(total, 1), row < rows)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["scales", "minimums"])
 def _unpack(
     codes, scales, minimums, out, count,
-    FOUR: tl.constexpr, MINIMUM: tl.constexpr, BLOCKS: tl.constexpr, BYTES: tl.constexpr,
+    FOUR: tl.constexpr, MINIMUM: tl.constexpr, BYTES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     inside = (block < count)[:, None]
@@ -86,30 +86,46 @@ class Product:
 
     def __init__(self, codes: Tensor, scales: Tensor, minimums: Tensor | None, lead: int) -> None:
         self._held = codes, scales, scales if minimums is None else minimums
-        self._sizes = *scales.shape, lead
-        self._form = codes.shape[2] == 16, minimums is not None, _ROWS, _BLOCKS, codes.shape[2]
-        self._compiled: dict[torch.dtype, Any] = {}
+        self._rows, self._blocks = scales.shape
+        self._lead, self._programs = lead, triton.cdiv(self._rows, _ROWS)
+        self._form = _form(codes, minimums)
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         """x (T, columns) times the rows, to out (T, rows) of the same dtype; both have rows without gaps."""
-        rows, blocks, lead = self._sizes
-        grid = triton.cdiv(rows, _ROWS), x.shape[0], 1
-        arguments = (
-            x, *self._held, out, rows, blocks, x.shape[1], lead, x.stride(0), out.stride(0), *self._form
-        )  # fmt: skip
-        compiled = self._compiled.get(x.dtype)
-        if compiled is None:
-            self._compiled[x.dtype] = _product[grid](*arguments)
-        else:  # launched without triton's look at every argument, which takes longer than the product
-            compiled[grid](*arguments)
+        kernel = _compiled_product(x.dtype, self._blocks, self._form)
+        sizes = self._rows, self._blocks, x.shape[1], self._lead, x.stride(0), out.stride(0)
+        kernel[self._programs, x.shape[0], 1](x, *self._held, out, *sizes, *self._form, _ROWS, _BLOCKS)
 
 
 def unpack(codes: Tensor, scales: Tensor, minimums: Tensor | None, dtype: torch.dtype) -> Tensor:
     """As parallel/unpacking.py does, to `dtype`, rounded once; everything is contiguous."""
     rows, blocks = scales.shape
     out = torch.empty(rows, blocks * 32, dtype=dtype, device=codes.device)
-    held = codes, scales, scales if minimums is None else minimums
-    form = codes.shape[2] == 16, minimums is not None, _UNPACKED, codes.shape[2]
-    if rows:
-        _unpack[(triton.cdiv(rows * blocks, _UNPACKED),)](*held, out, rows * blocks, *form)
+    count, form = rows * blocks, _form(codes, minimums)
+    if count:
+        kernel = _compiled_unpack(dtype, form)
+        programs = triton.cdiv(count, _UNPACKED), 1, 1
+        kernel[programs](codes, scales, scales if minimums is None else minimums, out, count, *form, _UNPACKED)
     return out
+
+
+def _form(codes: Tensor, minimums: Tensor | None) -> tuple[bool, bool, int]:
+    """Whether codes have 4 bits, whether blocks have minimums, and the bytes of a block's codes."""
+    return codes.shape[2] == 16, minimums is not None, codes.shape[2]
+
+
+# Kernels are launched without triton's look at every argument, which takes longer than a product: what they were
+# compiled for is in these arguments, and nothing else is specialized on.
+
+
+@functools.cache
+def _compiled_product(dtype: torch.dtype, blocks: int, form: tuple[bool, bool, int]) -> Any:
+    sizes = 1, blocks, 1, 0, 1, 1
+    return _product.warmup(
+        dtype, torch.uint8, torch.float16, torch.float16, dtype, *sizes, *form, _ROWS, _BLOCKS, grid=(1,)
+    )
+
+
+@functools.cache
+def _compiled_unpack(dtype: torch.dtype, form: tuple[bool, bool, int]) -> Any:
+    return _unpack.warmup(torch.uint8, torch.float16, torch.float16, dtype, 1, *form, _UNPACKED, grid=(1,))

@@ -7,17 +7,22 @@ memory bandwidth without AVX-512 and have none for float32 (docs/performance.md)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ringlm.parallel import unpacking
+from ringlm.parallel.kernels.choice import NEVER
 from ringlm.parallel.kernels.instructions import LANES
 from ringlm.parallel.kernels.products import FORMS, GATE, NORM, PLAIN, linear, linear_by_threads, work_bytes
 from ringlm.parallel.kernels.rows import BLOCK
+from ringlm.parallel.kernels.unpacking import unpack, unpack_by_threads
 from ringlm.parallel.prologue import Prologue, RmsNorm, SiluGate
-from ringlm.parallel.unpacking import unpack
+
+_TILE: Final = 1 << 19  # elements unpacked at a time: a megabyte stays in the cache
 
 
 class Blocks(Protocol):
@@ -39,9 +44,12 @@ class Blocks(Protocol):
 
 
 class Workspace:
-    """Memory for what a product computes on its way; shared by all matrices, since one product is made at a time."""
+    """Memory for what a product computes on its way; shared by all matrices, since one product is made at a time.
 
-    def __init__(self) -> None:
+    `unpack_from` is the number of activations from which on matrices are unpacked for a product."""
+
+    def __init__(self, unpack_from: int = NEVER) -> None:
+        self.unpack_from = unpack_from
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def address(self, nbytes: int) -> int:
@@ -49,6 +57,12 @@ class Workspace:
         if nbytes > self._memory.nbytes:
             self._memory = torch.empty(nbytes, dtype=torch.uint8)
         return self._memory.data_ptr()
+
+    def matrix(self, rows: int, columns: int) -> Tensor:
+        """bfloat16 (rows, columns), with anything in it."""
+        nbytes = rows * columns * 2
+        self.address(nbytes)
+        return self._memory[:nbytes].view(torch.bfloat16).view(rows, columns)
 
 
 class Segment:
@@ -91,12 +105,21 @@ class Segment:
             assert part.minimums is not None
             _place(self.minimums, first, part.minimums, rows)
 
+    def unpack_into(self, tile: Tensor, first: int, last: int, threads: int) -> None:
+        """Blocks `first` to `last` of LANES rows to bfloat16 (at least as many rows, columns)."""
+        held = (0 if t is None else t.data_ptr() for t in (self.codes, self.scales, self.minimums))
+        here = (self.form, *held, tile.data_ptr(), first, last, self.codes.shape[1])
+        if threads == 1:
+            unpack(*here)
+        else:
+            unpack_by_threads(threads, *here)
+
     def unpack(self, rows: Tensor) -> Tensor:
         """int64 (n,) to float32 (n, blocks * 32)."""
         block, lane = rows // LANES, rows % LANES
         codes = self.codes[block, :, :, lane].flatten(2)  # (n, blocks, bytes of a block)
         minimums = None if self.minimums is None else self.minimums[block, :, lane]
-        return unpack(codes, self.scales[block, :, lane], minimums)
+        return unpacking.unpack(codes, self.scales[block, :, lane], minimums)
 
 
 class _Plan:
@@ -127,6 +150,7 @@ class PackedMatrix:
         self._memory = torch.empty(1, self._stride)
         self._single = self._memory[:, : self._rows]
         self._threads = torch.get_num_threads()
+        self._unpack_from = workspace.unpack_from
         self._plans: dict[Prologue | None, _Plan] = {}
 
     @property
@@ -134,8 +158,18 @@ class PackedMatrix:
         return sum(segment.nbytes for segment in self._segments)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, prologue: Prologue | None = None) -> Tensor:
-        plan = self._plans.get(prologue) or self._plan(prologue)
         tokens = x.shape[0]
+        if tokens < self._unpack_from:
+            result = self._by_bytes(x, tokens, prologue)
+        else:
+            result = self._by_unpacking(x, tokens, prologue)
+        if bias is not None:
+            result.add_(bias)
+        return result if x.dtype is torch.float32 else result.to(x.dtype)
+
+    def _by_bytes(self, x: Tensor, tokens: int, prologue: Prologue | None) -> Tensor:
+        """Activations rounded to 8 bits, float32 out: for few of them."""
+        plan = self._plans.get(prologue) or self._plan(prologue)
         exact = x if x.dtype is torch.float32 else x.float()
         if not exact.is_contiguous() and (tokens > 1 and plan.words[0] != GATE):
             exact = exact.contiguous()
@@ -146,10 +180,29 @@ class PackedMatrix:
             linear(plan.address, *here)
         else:
             linear_by_threads(self._threads, plan.words, plan.address, *here)
-        result = self._single if tokens == 1 else out[:, : self._rows]
-        if bias is not None:
-            result.add_(bias)
-        return result if x.dtype is torch.float32 else result.to(x.dtype)
+        return self._single if tokens == 1 else out[:, : self._rows]
+
+    def _by_unpacking(self, x: Tensor, tokens: int, prologue: Prologue | None) -> Tensor:
+        """Tiles of rows in bfloat16 times activations in bfloat16, float32 out: for many of them."""
+        x = x if prologue is None else prologue(x)
+        width = self._blocks * BLOCK
+        if width == self._columns:
+            activations = x.bfloat16()
+        else:  # where a cut goes through a block, zeros meet the others' columns
+            activations = torch.zeros(tokens, width, dtype=torch.bfloat16)
+            activations[:, self._lead : self._lead + self._columns] = x
+        out = torch.empty(tokens, self._rows)
+        height = max(1, _TILE // max(1, width * LANES))  # in blocks of rows
+        tile = self._workspace.matrix(height * LANES, width)
+        top = 0
+        for segment in self._segments:
+            for first in range(0, segment.row_blocks, height):
+                last = min(first + height, segment.row_blocks)
+                segment.unpack_into(tile, first, last, self._threads)
+                start, stop = first * LANES, min(last * LANES, segment.rows)
+                out[:, top + start : top + stop] = F.linear(activations, tile[: stop - start])
+            top += segment.rows
+        return out
 
     def _plan(self, prologue: Prologue | None) -> _Plan:
         """What the kernels are to do, with the addresses of all that is held."""

@@ -27,6 +27,7 @@ log = logging.getLogger("ringlm")
 
 FEW: Final = 4  # activations up to which products go straight from the codes; above, unpacking is faster
 _TILE: Final = 1 << 24  # elements that are unpacked at a time: 32 MB, which an H100's cache holds
+_ROWS: Final = 64  # a tile has a multiple of them: products of odd numbers of rows take several times as long
 
 
 class DeviceSegment:
@@ -113,13 +114,15 @@ class DevicePacked:
             first += segment.rows
 
     def _by_unpacking(self, x: Tensor, out: Tensor) -> None:
-        height = max(1, _TILE // max(1, self._inner.stop))
+        # Zeros meet what does not belong to the matrix: cut from the tile, it would lie at addresses that are slow.
+        before, behind = self._inner.start, -self._inner.stop % unpacking.BLOCK
+        x = F.pad(x, (before, behind)) if before or behind else x
+        height = max(1, _TILE // max(1, x.shape[1]) // _ROWS) * _ROWS
         first = 0
         for segment in self._segments:
             for top in range(0, segment.rows, height):
                 rows = slice(top, min(top + height, segment.rows))
-                tile = segment.unpack(rows, x.dtype)[:, self._inner]
-                out[:, first + rows.start : first + rows.stop] = F.linear(x, tile)
+                out[:, first + rows.start : first + rows.stop] = F.linear(x, segment.unpack(rows, x.dtype))
             first += segment.rows
 
     def rows(self, indices: Tensor) -> Tensor:

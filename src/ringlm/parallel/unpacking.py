@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
+BLOCK: Final = 32  # columns
+
 
 def unpack(codes: Tensor, scales: Tensor, minimums: Tensor | None) -> Tensor:
-    """Blocks of 32 columns, as parallel/packed.py describes them, to float32 (n, blocks * 32).
+    """Blocks of BLOCK columns, as parallel/packed.py describes them, to float32 (n, blocks * 32).
 
     codes uint8 (n, blocks, 16) for 4 bits, (n, blocks, 32) for 8 bits; scales and minimums float16 (n, blocks).
     """
