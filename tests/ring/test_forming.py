@@ -142,13 +142,13 @@ def test_another_protocol_number_is_named_on_both_sides(monkeypatch: pytest.Monk
             sock, _ = listening.accept()
             with sock:
                 heard = sock.recv(8)
-                sock.sendall(b"ringlm\x02\x00")
+                sock.sendall(b"ringlm\x03\x00")
                 return heard
 
     outcomes = attempt(joins(config), future)
-    assert outcomes[1] == handshake.MAGIC + b"\x01\x00"
+    assert outcomes[1] == handshake.MAGIC + b"\x02\x00"
     assert isinstance(outcomes[0], RefusedError)
-    assert "speaks protocol 2 and this rank protocol 1; install the same ringlm on both." in str(outcomes[0])
+    assert "speaks protocol 3 and this rank protocol 2; install the same ringlm on both." in str(outcomes[0])
 
 
 def test_another_program_at_the_neighbours_port() -> None:

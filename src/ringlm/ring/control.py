@@ -25,12 +25,12 @@ MAX_CONTROL_BYTES = 8192
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
-    """Alive. `progress` counts steps; `busy`: computing, so the count should grow; `call` is the header of
+    """Alive. `progress` counts steps; `busy`: computing, so the count should grow; `call` is that of
     the collective this rank is in, or empty."""
 
     progress: int
     busy: bool
-    call: Annotated[bytes, msgspec.Meta(max_length=wire.HEADER_BYTES)] = b""
+    call: Annotated[bytes, msgspec.Meta(max_length=wire.CALL_BYTES)] = b""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -110,7 +110,7 @@ class ControlPlane:
         self._thread = threading.Thread(target=self._run, name="ringlm-control", daemon=True)
 
     def start(self, call: Callable[[], bytes], on_failure: Callable[[PeerError], None]) -> None:
-        """Begin. `call` returns the header of the collective under way, or nothing; `on_failure` must shut
+        """Begin. `call` returns the call that is under way, or nothing; `on_failure` must shut
         the data links, and runs on any thread."""
         self._call = call
         self._on_failure = on_failure
@@ -223,7 +223,7 @@ class ControlPlane:
             return
         for peer in self._peers.values():
             # Sizes may differ where ranks send their own; the rest may not.
-            if peer.call[:-8] != mine[:-8]:
+            if wire.contradict(mine, peer.call):
                 self.fail(DesyncError(wire.mismatch(0, mine, peer.name, peer.call), peer.rank))
 
     def _receive(self, peer: _Peer) -> bool:

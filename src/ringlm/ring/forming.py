@@ -19,12 +19,13 @@ import msgspec
 
 from ringlm.errors import AuthenticationError, ConfigError, ConnectError
 from ringlm.ring.address import Address, core_count, is_loopback, machine_id, network_id
-from ringlm.ring.collectives import DIRECT_BYTES, SEGMENT_BYTES, Ring
+from ringlm.ring.algorithms import Limits
 from ringlm.ring.config import RingConfig
 from ringlm.ring.control import ControlPlane, Heartbeat
 from ringlm.ring.handshake import Handshake, Hello, RefusedError, initiate
 from ringlm.ring.link import Link
 from ringlm.ring.listener import Listener
+from ringlm.ring.ring import SEGMENT_BYTES, Ring
 from ringlm.ring.sockets import dial, listen, receive_exactly, send_all, tune
 
 _MAX_CARD_BYTES = 1 << 12
@@ -51,13 +52,13 @@ def connect(
     fingerprint: str = "",
     heartbeat: Heartbeat | None = None,
     segment_bytes: int = SEGMENT_BYTES,
-    direct_bytes: int = DIRECT_BYTES,
+    direct_bytes: int = Limits().direct,
 ) -> Ring:
     """Form the ring that `config` describes; returns once this rank has all its links.
 
     Ranks whose non-empty `fingerprint` differ refuse each other. With a `heartbeat` collectives have no
     deadline of their own and fail when a peer does; without one they fail after `config.timeout_s`.
-    `segment_bytes` (8 at least) and `direct_bytes` are the same on every rank. Raises ConfigError,
+    `segment_bytes` (a multiple of 16) and `direct_bytes` are the same on every rank. Raises ConfigError,
     ConnectError or AuthenticationError.
     """
     if config.world_size == 1:
@@ -127,7 +128,7 @@ class _Forming:
             machine_ranks=machines[cards[rank].machine],
             crowded=any(machines[card.machine] > card.cores for card in cards),
             segment_bytes=segment_bytes,
-            direct_bytes=direct_bytes,
+            limits=Limits(direct_bytes, segment_bytes, direct_bytes),
         )
 
     def discard(self) -> None:

@@ -1,44 +1,104 @@
-"""A data link: one TCP connection to one peer, and how ranks wait for bytes on several of them.
+"""A data link: one connection to one peer, and how ranks wait for bytes on several of them.
 
 Both directions move at once and nothing blocks while there is something to do, so no payload can
 deadlock. Waiting yields the core for SPIN_S, then sleeps in the kernel: a spinning rank would hold the
-core that its peer needs, a sleeping one takes tens of microseconds to wake.
+core that its peer needs, a sleeping one takes tens of microseconds to wake. What it does not know: what
+the bytes of a frame mean.
 """
 
 from __future__ import annotations
 
-import selectors
+import select
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ringlm.errors import CollectiveTimeoutError, PeerLostError
+import torch
+
+from ringlm.errors import CollectiveTimeoutError, DesyncError, PeerLostError
+from ringlm.ring import wire
 from ringlm.ring.sockets import yield_core
 from ringlm.ring.wire import HEADER_BYTES
 
 SPIN_S = 50e-6
 _POLL_S = 0.5  # a sleeping rank looks this often at its deadline
-_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # cheapest to make for a single wait
 _NOW = socket.MSG_DONTWAIT
-_PIECE = 1 << 20  # of one send call; more gains nothing
+_MAX_SLICES = 64
+_NOTHING = memoryview(bytearray())
+
+
+class Letter:
+    """A message of a `send` that came before its receiver asked for it."""
+
+    __slots__ = ("body", "call")
+
+    def __init__(self, call: bytes, body: bytearray) -> None:
+        self.call = call
+        self.body = body
+
+
+class Mailbox:
+    """The letters that have come and that nobody has asked for yet, `limit` bytes of them at most."""
+
+    def __init__(self, limit: int = wire.MAX_MESSAGE_BYTES) -> None:
+        self.letters: list[Letter] = []
+        self._room = limit
+
+    def reserve(self, nbytes: int) -> bytearray:
+        """Memory for a letter. Raises ValueError where there is no more room."""
+        if nbytes > self._room:
+            raise ValueError(f"{nbytes:,} bytes were sent that this rank has not asked for; call recv")
+        self._room -= nbytes
+        return bytearray(nbytes)
+
+    def take(self, letter: Letter) -> bytearray:
+        """Out of the box."""
+        self.letters.remove(letter)
+        self._room += len(letter.body)
+        return letter.body
 
 
 class Link:
     """A tuned, connected socket to rank `peer`, which `name` names in errors."""
 
-    __slots__ = ("header", "name", "peer", "sock")
+    __slots__ = ("_scratch", "_slices", "header", "mailbox", "name", "peer", "sock")
 
     def __init__(self, sock: socket.socket, peer: int, name: str) -> None:
         self.sock = sock
         self.peer = peer
         self.name = name
-        self.header = bytearray(HEADER_BYTES)  # the peer's header of the collective under way
+        self.header = bytearray(HEADER_BYTES)  # of the frame under way
+        self.mailbox = Mailbox()
+        self._scratch: torch.Tensor | None = None
+        self._slices: dict[tuple[torch.dtype, int], tuple[torch.Tensor, memoryview]] = {}
+
+    def scratch(self, dtype: torch.dtype, length: int) -> tuple[torch.Tensor, memoryview]:
+        """Memory for `length` elements that this peer sends, as a tensor and as bytes; the same at every call."""
+        found = self._slices.get((dtype, length))
+        if found is None:
+            nbytes = length * dtype.itemsize
+            if len(self._slices) >= _MAX_SLICES:
+                self._slices.clear()
+            if self._scratch is None or self._scratch.nbytes < nbytes:
+                self._scratch = torch.empty(nbytes, dtype=torch.uint8)
+                self._slices.clear()
+            tensor = self._scratch[:nbytes].view(dtype)
+            found = self._slices[dtype, length] = tensor, wire.view(tensor)
+        return found
 
     def lost(self, error: OSError | None = None) -> PeerLostError:
         """The error for a connection that has ended."""
         how = f"broke: {error.strerror or error}" if error is not None else "was closed"
         return PeerLostError(f"{self.name} is lost: its link {how}.", self.peer)
+
+    def damaged(self, call: bytes | bytearray) -> PeerLostError:
+        """The error for bytes that are not those which the peer sent."""
+        return PeerLostError(
+            f"{self.name} is lost: its link damages what it carries; the checksum of a frame was wrong "
+            f"in {wire.describe(call)}. Look at the cable, the switch and the memory of both machines.",
+            self.peer,
+        )
 
     def shut(self) -> None:
         """End both directions, waking whoever waits on this link; safe from another thread."""
@@ -86,103 +146,255 @@ class Link:
             raise self.lost()
         return got
 
+    def peek(self) -> bytes:
+        """The header that comes next, left where it is; fewer bytes where it has not come whole."""
+        try:
+            head = self.sock.recv(HEADER_BYTES, _NOW | socket.MSG_PEEK)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            raise self.lost(error) from error
+        if not head:
+            raise self.lost()
+        return head
+
+
+class _Expected:
+    """A frame to come: which call's, where to (None: not known before its header is here), and what then."""
+
+    __slots__ = ("body", "call", "room", "then")
+
+    def __init__(
+        self, call: bytes, body: memoryview | None, then: Callable[[], None] | None, room: Room | None = None
+    ) -> None:
+        self.call = call
+        self.body = body
+        self.then = then
+        self.room = room
+
+
+Room = Callable[[int], memoryview]  # memory for a message of that many bytes; ValueError refuses it
+
 
 class Lane:
-    """What one link has yet to send and to receive in a collective: two queues of buffers."""
+    """What one link has yet to send and to receive in a call: two queues of frames.
 
-    __slots__ = ("incoming", "link", "outgoing", "sent")
+    `rank` is this rank, for errors. `carry` holds bytes that were received already.
+    """
 
-    def __init__(self, link: Link, outgoing: Sequence[memoryview | bytes] = ()) -> None:
+    __slots__ = ("_body", "_call", "_carry", "_frame_bytes", "_got", "_head", "_in", "_out", "_rank", "link")
+
+    def __init__(self, link: Link, call: bytes, frame_bytes: int, rank: int, carry: bytes = b"") -> None:
         self.link = link
-        self.sent = 0
-        self.outgoing: deque[memoryview] = deque()
-        self.incoming: deque[memoryview] = deque()
-        for buffer in outgoing:
-            self.send(buffer)
+        self._call = call
+        self._frame_bytes = frame_bytes
+        self._rank = rank
+        self._out: deque[tuple[bytes, memoryview]] = deque()
+        self._head = self._body = _NOTHING  # what is left of the frame that is being sent
+        self._in: deque[_Expected] = deque()
+        self._got = 0  # bytes of the frame that is being received, header included
+        self._carry = carry
 
-    def send(self, buffer: memoryview | bytes) -> None:
-        """Queue bytes to send after what is queued."""
-        if len(buffer):
-            self.outgoing.append(memoryview(buffer))
+    # -- what is to be done --------------------------------------------------------------------
 
-    def receive(self, buffer: memoryview) -> None:
-        """Queue memory to fill after what is queued."""
-        if len(buffer):
-            self.incoming.append(buffer)
+    def send(self, body: memoryview, call: bytes | None = None) -> None:
+        """Queue a message: a frame, or as many as it needs. `body` stays as it is until it is sent."""
+        for start in range(0, len(body) or 1, self._frame_bytes):
+            self._out.append((call or self._call, body[start : start + self._frame_bytes]))
+
+    def resume(self, head: bytes, body: memoryview, sent: int) -> None:
+        """Queue a message of one frame of which `sent` bytes have gone."""
+        self._head, self._body = memoryview(head)[sent:], body[max(0, sent - HEADER_BYTES) :]
+
+    def receive(self, body: memoryview, call: bytes | None = None, then: Callable[[], None] | None = None) -> None:
+        """Queue memory to fill with a message of just this size; `then` is called once it is whole and right."""
+        length, step = len(body), self._frame_bytes
+        for start in range(0, length or 1, step):
+            last = start + step >= length
+            self._in.append(_Expected(call or self._call, body[start : start + step], then if last else None))
+
+    def receive_sized(self, room: Room) -> None:
+        """Queue a message whose size the peer tells; `room` gives it memory."""
+        self._in.append(_Expected(self._call, None, None, room))
+
+    def receive_letter(self, call: bytes) -> None:
+        """Expect a letter, whose call this is, before all else; it goes to the mailbox."""
+        mailbox = self.link.mailbox
+        try:
+            letter = Letter(call, mailbox.reserve(wire.Call.unpack(call).nbytes))
+        except ValueError as error:
+            raise self.desync(call, str(error)) from None
+        self._insert(call, memoryview(letter.body), lambda: mailbox.letters.append(letter))
+
+    @property
+    def sending(self) -> bool:
+        return bool(self._out) or len(self._head) > 0 or len(self._body) > 0
+
+    @property
+    def receiving(self) -> bool:
+        return bool(self._in)
+
+    # -- doing it ------------------------------------------------------------------------------
 
     def move(self) -> bool:
-        """Send and receive what the kernel takes and has at once; whether any byte moved."""
-        moved = False
+        """Send and receive what the kernel takes and has at once; whether any byte moved.
+
+        Raises PeerLostError, also for a damaged frame, or DesyncError.
+        """
+        sent = self.sending and self._push()
+        received = bool(self._in) and self._pull()
+        return sent or received
+
+    def _push(self) -> bool:
+        moved, send = False, self.link.sock.sendmsg
         try:
-            while self.outgoing:
-                buffer = self.outgoing[0]
-                sent = self.link.sock.send(buffer[:_PIECE], _NOW)
+            while True:
+                if not len(self._head) and not len(self._body):
+                    if not self._out:
+                        return moved
+                    call, body = self._out.popleft()
+                    self._head, self._body = memoryview(call + wire.digest(body)), body
+                sent = send((self._head, self._body), (), _NOW)
                 moved = True
-                self.sent += sent
-                self._advance(self.outgoing, sent)
+                head = len(self._head)
+                self._head, self._body = self._head[sent:], self._body[max(0, sent - head) :]
         except BlockingIOError:
-            pass
+            return moved
         except OSError as error:
             raise self.link.lost(error) from error
+
+    def _pull(self) -> bool:
+        moved, header = False, memoryview(self.link.header)
         try:
-            while self.incoming:
-                got = self.link.sock.recv_into(self.incoming[0], 0, _NOW)
-                if got == 0:
-                    raise self.link.lost()
+            while self._in:
+                expected, before = self._in[0], self._got
+                body = _NOTHING if expected.body is None else expected.body
+                if before < HEADER_BYTES:
+                    self._got += self._read((header[before:], body))
+                    if self._got >= HEADER_BYTES:
+                        self._begin()
+                elif before < HEADER_BYTES + len(body):
+                    self._got += self._read((body[before - HEADER_BYTES :],))
                 moved = True
-                self._advance(self.incoming, got)
+                self._finish()
         except BlockingIOError:
             pass
         except OSError as error:
             raise self.link.lost(error) from error
         return moved
 
-    @staticmethod
-    def _advance(queue: deque[memoryview], nbytes: int) -> None:
-        if nbytes == len(queue[0]):
-            queue.popleft()
-        else:
-            queue[0] = queue[0][nbytes:]
+    def _read(self, buffers: Sequence[memoryview]) -> int:
+        if self._carry:
+            done = 0
+            for buffer in buffers:
+                piece = self._carry[: len(buffer)]
+                buffer[: len(piece)] = piece
+                self._carry = self._carry[len(piece) :]
+                done += len(piece)
+            return done
+        got = self.link.sock.recvmsg_into(buffers, 0, _NOW)[0]
+        if got == 0:
+            raise self.link.lost()
+        return got
+
+    def _begin(self) -> None:
+        """The header is here: is it the one that was expected? A rank compares it before it waits for more."""
+        expected = self._in[0]
+        theirs = bytes(self.link.header[: wire.CALL_BYTES])
+        if expected.body is not None and theirs == expected.call:
+            return
+        if not wire.intact(theirs):
+            raise self.link.damaged(theirs)
+        nbytes = wire.Call.unpack(theirs).nbytes
+        try:
+            if expected.room is not None and wire.same_kind(theirs, expected.call):
+                if nbytes > wire.MAX_MESSAGE_BYTES:
+                    raise ValueError(f"more than {wire.MAX_MESSAGE_BYTES:,} bytes in one message")
+                self._in.popleft()
+                self._insert(theirs, expected.room(nbytes), None)
+            elif wire.is_letter(theirs):
+                if expected.body is not None:  # what was read beyond the header is the letter's, and more
+                    self._carry = bytes(expected.body[: self._got - HEADER_BYTES]) + self._carry
+                    self._got = HEADER_BYTES
+                self.receive_letter(theirs)
+            else:
+                raise self.desync(theirs)
+        except ValueError as error:
+            raise self.desync(theirs, str(error)) from None
+
+    def _insert(self, call: bytes, body: memoryview, then: Callable[[], None] | None) -> None:
+        """Expect a message before all others."""
+        waiting = list(self._in)
+        self._in.clear()
+        self.receive(body, call, then)
+        self._in.extend(waiting)
+
+    def _finish(self) -> None:
+        """Go on to the next frame, if this one is here."""
+        expected = self._in[0]
+        if expected.body is None or self._got < HEADER_BYTES + len(expected.body):
+            return
+        if self.link.header[wire.CALL_BYTES :] != wire.digest(expected.body):
+            raise self.link.damaged(expected.call)
+        self._in.popleft()
+        self._got = 0
+        if expected.then is not None:
+            expected.then()
+
+    def desync(self, theirs: bytes, why: str = "") -> DesyncError:
+        """The error for a peer whose header says something else."""
+        mine = self._in[0].call if self._in else self._call
+        text = wire.mismatch(self._rank, mine, self.link.name, theirs)
+        return DesyncError(f"{text} ({why}.)" if why else text, self.link.peer)
 
 
-def pump(lanes: Sequence[Lane], deadline: float, spin_s: float, *, sent: int | None = None) -> None:
-    """Move bytes until every lane has received what it awaits and sent what it holds, or `sent` bytes at least.
+def pump(lanes: Sequence[Lane], deadline: float, spin_s: float, *, received: bool = False) -> None:
+    """Move bytes until every lane has sent and received all that it holds; with `received`, received it.
 
-    Raises PeerLostError, or CollectiveTimeoutError naming the first peer that is behind at `deadline`
-    (on `time.perf_counter`).
+    Raises what `Lane.move` does, or CollectiveTimeoutError naming the first peer that is behind at
+    `deadline` (on `time.perf_counter`).
     """
-    stop = 0.0
+    wait = Patience(deadline, spin_s)
     while True:
         moved = False
         for lane in lanes:
-            if lane.outgoing or lane.incoming:
-                moved |= lane.move()
-        waiting = [lane for lane in lanes if lane.incoming or (lane.outgoing and (sent is None or lane.sent < sent))]
+            moved |= lane.move()
+        waiting = [lane for lane in lanes if lane.receiving or (lane.sending and not received)]
         if not waiting:
             return
         if moved:
-            stop = 0.0
-            continue
+            wait.restart()
+        else:
+            wait.turn([(lane.link, lane.receiving, lane.sending) for lane in lanes], waiting[0].link)
+
+
+class Patience:
+    """A wait with nothing to do: yield the core at first, then sleep until a link is ready."""
+
+    def __init__(self, deadline: float, spin_s: float) -> None:
+        self._deadline = deadline
+        self._spin_s = spin_s
+        self._stop = 0.0
+
+    def restart(self) -> None:
+        """Something has moved."""
+        self._stop = 0.0
+
+    def turn(self, links: Sequence[tuple[Link, bool, bool]], late: Link) -> None:
+        """Wait a little for `links` (each: to read, to write). Raises CollectiveTimeoutError naming `late`."""
         now = time.perf_counter()
-        if now >= deadline:
-            late = waiting[0].link
+        if now >= self._deadline:
             raise CollectiveTimeoutError(
                 f"{late.name} did not take part in the collective in time; it may be busy, stopped or gone.",
                 late.peer,
             )
-        if not stop:
-            stop = now + spin_s
-        if now < stop:
+        if not self._stop:
+            self._stop = now + self._spin_s
+        if now < self._stop:
             yield_core()
-            continue
-        _sleep(lanes, min(_POLL_S, deadline - now))
-
-
-def _sleep(lanes: Sequence[Lane], timeout_s: float) -> None:
-    """Until a link can move bytes, or the time has passed."""
-    with _Selector() as selector:
-        for lane in lanes:
-            events = (selectors.EVENT_READ if lane.incoming else 0) | (selectors.EVENT_WRITE if lane.outgoing else 0)
-            if events:
-                selector.register(lane.link.sock, events)
-        selector.select(timeout_s)
+            return
+        poll = select.poll()
+        for link, read, write in links:
+            if read or write:
+                poll.register(link.sock, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
+        poll.poll(max(1.0, 1000.0 * min(_POLL_S, self._deadline - now)))
