@@ -30,9 +30,9 @@ class Mesh:
         self.spin_s = spin_s
         self.segment_bytes = segment_bytes
 
-    def lane(self, peer: int, call: bytes, carry: bytes = b"") -> Lane:
+    def lane(self, peer: int, call: bytes) -> Lane:
         """An empty lane to `peer`."""
-        return Lane(self.links[peer], call, self.segment_bytes, self.rank, carry)
+        return Lane(self.links[peer], call, self.segment_bytes, self.rank)
 
     def lanes(self, call: bytes) -> dict[int, Lane]:
         """An empty lane to every peer."""
@@ -58,8 +58,9 @@ class Mesh:
             # Sleeping on one link is safe only once nothing is left to send on it.
             got = link.receive_first(into, self.spin_s) if nbytes == whole else 0
             if nbytes < whole or got < whole or link.header != call + wire.digest(into):
-                lane = self._rest(peer, call, into, got)
+                lane = self.lane(peer, call)
                 lane.resume(head, out, nbytes)
+                lane.receive_rest(into, got)
                 rest.append(lane)
         if rest:
             self.pump(rest, deadline)
@@ -70,11 +71,6 @@ class Mesh:
         link = self.links[peer]
         got = link.receive_first(into, self.spin_s)
         if got < HEADER_BYTES + len(into) or link.header != call + wire.digest(into):
-            self.pump([self._rest(peer, call, into, got)], deadline)
-
-    def _rest(self, peer: int, call: bytes, into: memoryview, got: int) -> Lane:
-        """What is left of a frame of which `got` bytes are in its place; or the error for a wrong one."""
-        header = self.links[peer].header
-        lane = self.lane(peer, call, bytes(header[:got]) + bytes(into[: max(0, got - HEADER_BYTES)]))
-        lane.receive(into)
-        return lane
+            lane = self.lane(peer, call)
+            lane.receive_rest(into, got)
+            self.pump([lane], deadline)

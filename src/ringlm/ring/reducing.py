@@ -107,8 +107,10 @@ def _combine_segments(
         mesh.pump(list(lanes.values()), deadline, received=True)
         combine(reduction, out[segment.start : segment.stop], contributions, mesh.rank)
         if share:
+            memory = data[segment.start * item : segment.stop * item]
+            digest = wire.digest(memory)
             for lane in lanes.values():
-                lane.send(data[segment.start * item : segment.stop * item])
+                lane.send(memory, digest=digest)
 
 
 def chain(mesh: Mesh, flat: torch.Tensor, reduction: str, call: bytes, deadline: float) -> None:
@@ -129,14 +131,15 @@ def chain(mesh: Mesh, flat: torch.Tensor, reduction: str, call: bytes, deadline:
             pass_on(reduction, scratch, mine)
         if after is None:
             finish(reduction, mine, mesh.world_size)
-            total(memory)
+            if before is not None:
+                before.send(memory)
         else:
             after.send(memory)
-            after.receive(memory, then=lambda: total(memory))  # which comes after it has gone
+            after.receive(memory, then=partial(pass_back, memory))  # which comes after it has gone
 
-    def total(memory: memoryview) -> None:
-        if before is not None:
-            before.send(memory)
+    def pass_back(memory: memoryview) -> None:
+        if before is not None and after is not None:
+            before.send(memory, digest=after.digest)
 
     for segment in plan.segments(plan.Span(0, flat.numel()), mesh.segment_bytes // item):
         if before is None:

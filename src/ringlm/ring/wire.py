@@ -45,6 +45,7 @@ _DTYPE_NAMES = {code: str(dtype).removeprefix("torch.") for dtype, code in DTYPE
 REDUCTIONS = ("sum", "avg", "product", "min", "max", "and", "or", "xor")
 
 digest = xxhash.xxh3_64_digest  # of a frame's body: 8 bytes
+Hasher = xxhash.xxh3_64  # the same, in pieces
 
 
 class Operation(enum.IntEnum):
