@@ -86,7 +86,7 @@ def test_both_agree_on_the_hello(secret: bytes | None) -> None:
     assert passed[1] == passed[0]
     assert (b"tiny:0123" in passed[2]) == (secret is None)
     if secret is None:
-        assert passed[2][2:] == msgspec.msgpack.encode(["ring", 1, 0, 2, 0, "tiny:0123"])
+        assert passed[2][2:] == msgspec.msgpack.encode(["ring", 1, 0, 2, 0, "tiny:0123", -1])
         assert passed[3][2:] == msgspec.msgpack.encode([0, None, True])
         assert passed[4] == b"\x05\x00ready"
 

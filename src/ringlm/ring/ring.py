@@ -19,6 +19,7 @@ from ringlm.ring.control import ControlPlane
 from ringlm.ring.link import SPIN_S, Link
 from ringlm.ring.listener import Listener
 from ringlm.ring.mesh import Mesh
+from ringlm.ring.relay import Relays
 
 SEGMENT_BYTES = 1 << 19  # received, combined and forwarded while still in the cache; a frame at most
 
@@ -41,6 +42,7 @@ class Ring(Collectives):
         *,
         control: ControlPlane | None = None,
         listener: Listener | None = None,
+        relays: Relays | None = None,
         timeout_s: float = float("inf"),
         machine_ranks: int = 1,
         crowded: bool = False,
@@ -62,6 +64,7 @@ class Ring(Collectives):
         super().__init__(self, mesh, 0, "chain" if relayed else "mesh", limits)
         self._control = control
         self._listener = listener
+        self._relays = relays
         self._background: Background | None = None
         self._groups: dict[tuple[int, ...], int] = {}
         self._error: RingError | None = None
@@ -125,6 +128,8 @@ class Ring(Collectives):
             self._control.close()
         for link in self._links.values():
             link.sock.close()
+        if self._relays is not None:
+            self._relays.close()  # others may still be at the last collective
 
     def __enter__(self) -> Ring:
         return self
