@@ -128,9 +128,6 @@ class _Forming:
                 control[rank - 1] = self._open("control", rank - 1)
             if 0 < rank < last:
                 control[rank + 1] = self._take("control", rank + 1)
-        for sock in (left, right):
-            if sock is not None:
-                tune(sock)
         self.listener.complete = True
         return self._ring(links, control, pairs, heartbeat, segment_bytes, direct_bytes)
 
@@ -147,6 +144,9 @@ class _Forming:
         names = [f"rank {card.rank} ({reach(cards, card.rank, rank)[0]})" for card in cards]
         machines = Counter(card.machine for card in cards)
         beat = heartbeat or Heartbeat(silence_s=math.inf)
+        crowded = any(machines[card.machine] > card.cores for card in cards)
+        for sock in links.values():
+            tune(sock, crowded)
         far = {other for pair in relayed if rank in pair for other in pair}
         return Ring(
             rank,
@@ -157,7 +157,7 @@ class _Forming:
             relays=self.relays,
             timeout_s=config.timeout_s if heartbeat is None else math.inf,
             machine_ranks=machines[cards[rank].machine],
-            crowded=any(machines[card.machine] > card.cores for card in cards),
+            crowded=crowded,
             relayed=relayed,
             segment_bytes=segment_bytes,
             limits=Limits(direct_bytes, segment_bytes, direct_bytes),

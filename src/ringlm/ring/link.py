@@ -117,33 +117,39 @@ class Link:
             raise self.lost(error) from error
 
     def receive_first(self, into: memoryview, spin_s: float) -> int:
-        """Whatever has arrived of header and body, waiting up to `spin_s` for the first byte; 0 for none."""
-        sock, buffers = self.sock, (self.header, into)
-        stop = 0.0
-        while True:
-            try:
-                got = sock.recvmsg_into(buffers, 0, _NOW)[0]
-            except BlockingIOError:
-                now = time.perf_counter()
-                if not stop:
-                    stop = now + spin_s
-                elif now > stop:
-                    break
-                yield_core()
-                continue
-            except OSError as error:
-                raise self.lost(error) from error
-            if got == 0:
-                raise self.lost()
-            return got
+        """What has arrived of header and body, waiting up to `spin_s` at a time, and asleep for the first byte
+        after that; 0 for none. A whole frame mostly, so that it needs no lane."""
+        sock, header, whole = self.sock, self.header, HEADER_BYTES + len(into)
+        got, stop = 0, 0.0
         try:
-            got = sock.recvmsg_into(buffers)[0]  # asleep, for as long as SO_RCVTIMEO allows
-        except BlockingIOError:
-            return 0
+            while True:
+                try:
+                    if got == 0:
+                        more = sock.recvmsg_into((header, into), 0, _NOW)[0]
+                    else:
+                        more = sock.recv_into(into[got - HEADER_BYTES :], 0, _NOW)
+                except BlockingIOError:
+                    now = time.perf_counter()
+                    if not stop:
+                        stop = now + spin_s
+                    elif now > stop:
+                        break
+                    yield_core()
+                    continue
+                if more == 0:
+                    raise self.lost()
+                got, stop = got + more, 0.0
+                if got == whole or got < HEADER_BYTES:
+                    return got
+            if got == 0:
+                try:
+                    got = sock.recvmsg_into((header, into))[0]  # asleep, for as long as SO_RCVTIMEO allows
+                except BlockingIOError:
+                    return 0
+                if got == 0:
+                    raise self.lost()
         except OSError as error:
             raise self.lost(error) from error
-        if got == 0:
-            raise self.lost()
         return got
 
     def peek(self) -> bytes:

@@ -18,6 +18,7 @@ from ringlm.ring.handshake import Handshake, RefusedError
 
 # Larger than 1 MiB gains nothing on loopback (docs/performance.md).
 _BUFFER_BYTES = 1 << 20
+_CROWDED_BUFFER_BYTES = 1 << 22  # where ranks take turns on a core, each gets further in its turn
 _BLOCK_S = 0.5  # a blocking call returns this often to look at its deadline
 _CONNECT_S = 5.0  # for one attempt to connect
 _KNOWN_CONNECT_S = 2.0  # to a peer that is known to listen
@@ -32,13 +33,13 @@ else:
         time.sleep(0)
 
 
-def tune(sock: socket.socket) -> None:
+def tune(sock: socket.socket, crowded: bool = False) -> None:
     """Options of every link: no Nagle, bounded blocking, keep-alive, and no pacing on loopback."""
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, option, _CROWDED_BUFFER_BYTES if crowded else _BUFFER_BYTES)
     limit = struct.pack("@ll", int(_BLOCK_S), int(_BLOCK_S % 1 * 1_000_000))
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         sock.setsockopt(socket.SOL_SOCKET, option, limit)
