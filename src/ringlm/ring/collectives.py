@@ -19,7 +19,7 @@ from ringlm.ring.algorithms import Limits, Topology, choose
 from ringlm.ring.devices import Staging
 from ringlm.ring.link import Room
 from ringlm.ring.mesh import Mesh
-from ringlm.ring.wire import MAX_MESSAGE_BYTES, Call, Operation
+from ringlm.ring.wire import MAX_MESSAGE_BYTES, Operation, pack_call
 
 if TYPE_CHECKING:
     from ringlm.ring.ring import Ring
@@ -316,14 +316,13 @@ class Collectives:
         if self.world_size == 1:
             return None
         self.sequence += 1
-        kind = wire.REDUCTIONS.index(reduction)
-        call = Call(self.sequence, ring.epoch, self._group, operation, code, kind, root, nbytes).pack()
+        kind = wire.REDUCTIONS[reduction]
+        call = pack_call(self.sequence, ring.epoch, self._group, operation, code, kind, root, nbytes)
         return self._guard(call, move)
 
     def _guard(self, call: bytes, move: Callable[[bytes, float], _T]) -> _T:
         """One call, whose failure ends the ring."""
         ring = self._ring
-        ring.settle_down()
         started = time.perf_counter()
         ring.call = call
         try:
@@ -350,13 +349,14 @@ class Collectives:
         return found
 
     def _letter(self, flat: torch.Tensor, source: int, tag: int) -> bytes:
-        """The call of a letter."""
+        """The call of a letter, which is about to be made."""
+        self._ring.settle_down()
         if not 0 <= tag < 1 << 64:
             raise ValueError(f"tag is {tag}; a tag is a number from 0, of 64 bits at most.")
         code = wire.DTYPES.get(flat.dtype)
         if code is None:
             raise ValueError(f"the ring does not carry {flat.dtype}.")
-        return Call(tag, self._ring.epoch, self._group, Operation.SEND, code, 0, source, flat.nbytes).pack()
+        return pack_call(tag, self._ring.epoch, self._group, Operation.SEND, code, 0, source, flat.nbytes)
 
     def _check_peer(self, rank: int) -> None:
         if rank not in self._mesh.links:

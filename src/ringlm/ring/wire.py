@@ -16,8 +16,8 @@ import xxhash
 
 # sequence number (of a letter: its tag), epoch, group, operation, dtype, reduction, root, bytes of the message
 _FIELDS = struct.Struct("<QIIBBBBQ")
-_CRC_BYTES = 4
-CALL_BYTES = _FIELDS.size + _CRC_BYTES
+_CRC = struct.Struct("<I")
+CALL_BYTES = _FIELDS.size + _CRC.size
 HEADER_BYTES = CALL_BYTES + 8
 KIND_BYTES = _FIELDS.size - 8  # of a call, all but the size
 
@@ -42,7 +42,8 @@ DTYPES: dict[torch.dtype, int] = {
     torch.float8_e5m2: 13,
 }
 _DTYPE_NAMES = {code: str(dtype).removeprefix("torch.") for dtype, code in DTYPES.items()}
-REDUCTIONS = ("sum", "avg", "product", "min", "max", "and", "or", "xor")
+REDUCTIONS = {"sum": 0, "avg": 1, "product": 2, "min": 3, "max": 4, "and": 5, "or": 6, "xor": 7}
+_REDUCTION_NAMES = tuple(REDUCTIONS)
 
 digest = xxhash.xxh3_64_digest  # of a frame's body: 8 bytes
 Hasher = xxhash.xxh3_64  # the same, in pieces
@@ -77,18 +78,19 @@ class Call(NamedTuple):
     root: int
     nbytes: int
 
-    def pack(self) -> bytes:
-        """To the byte: the fields, and a CRC that tells a damaged call from a different one."""
-        return _sealed(_FIELDS.pack(*self))
-
     @classmethod
     def unpack(cls, call: bytes | bytearray) -> Call:
         """The fields of a packed call; anything may be in them."""
         return cls(*_FIELDS.unpack_from(call))
 
 
+def pack_call(*fields: int) -> bytes:
+    """A `Call`'s fields to the byte, and a CRC that tells a damaged call from a different one."""
+    return _sealed(_FIELDS.pack(*fields))
+
+
 def _sealed(fields: bytes) -> bytes:
-    return fields + zlib.crc32(fields).to_bytes(_CRC_BYTES, "little")
+    return fields + _CRC.pack(zlib.crc32(fields))
 
 
 def resized(call: bytes, nbytes: int) -> bytes:
@@ -98,7 +100,7 @@ def resized(call: bytes, nbytes: int) -> bytes:
 
 def intact(call: bytes) -> bool:
     """Whether a call is what was sent."""
-    return call == _sealed(call[:-_CRC_BYTES])
+    return call == _sealed(call[: -_CRC.size])
 
 
 def is_letter(call: bytes) -> bool:
@@ -127,7 +129,7 @@ def describe(call: bytes | bytearray) -> str:
     what = f"{fields.nbytes:,} bytes of {_DTYPE_NAMES[fields.dtype]}"
     if fields.operation == Operation.SEND:
         return f"send of {what} with tag {fields.sequence} (epoch {fields.epoch})"
-    more = f", {REDUCTIONS[fields.reduction]}" if 0 < fields.reduction < len(REDUCTIONS) else ""
+    more = f", {_REDUCTION_NAMES[fields.reduction]}" if 0 < fields.reduction < len(REDUCTIONS) else ""
     more += f", group {fields.group:08x}" if fields.group else ""
     name = Operation(fields.operation).name.lower()
     return f"{name} number {fields.sequence} of {what} (epoch {fields.epoch}, root {fields.root}{more})"
