@@ -1,6 +1,6 @@
 """The collectives of a group of ranks: what each gives, what each takes, and by which algorithm.
 
-A collective is a plan (which bytes go to which rank, which come from where) that `link.pump` carries
+A collective is a plan (which bytes go to which rank, which come from where) that `lane.pump` carries
 out. What it does not know: how the links came to be, models, requests.
 """
 
@@ -17,7 +17,7 @@ from ringlm.errors import PeerError, RingLMError
 from ringlm.ring import combine, letters, reducing, wire
 from ringlm.ring.algorithms import Limits, Topology, choose
 from ringlm.ring.devices import Staging
-from ringlm.ring.link import Room
+from ringlm.ring.lane import Room
 from ringlm.ring.mesh import Mesh
 from ringlm.ring.wire import MAX_MESSAGE_BYTES, Operation, pack_call
 

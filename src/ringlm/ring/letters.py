@@ -1,7 +1,7 @@
 """Messages from one rank to another, with tags: `send` and `recv`.
 
 They share the links with the collectives, so a letter may arrive while its receiver is in something
-else: then it goes to the link's mailbox (`link.Lane`), where `fetch` looks first.
+else: then it goes to the link's mailbox (`lane.Lane`), where `fetch` looks first.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ringlm.ring import wire
-from ringlm.ring.link import Lane, Patience
+from ringlm.ring.lane import Lane, Patience
 from ringlm.ring.mesh import Mesh
 
 

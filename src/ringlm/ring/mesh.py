@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ringlm.ring import wire
-from ringlm.ring.link import Lane, Link, pump
+from ringlm.ring.lane import Lane, pump
+from ringlm.ring.link import Link
 from ringlm.ring.wire import HEADER_BYTES
 
 
@@ -39,7 +40,7 @@ class Mesh:
         return {peer: self.lane(peer, call) for peer in self.links}
 
     def pump(self, lanes: Sequence[Lane], deadline: float, *, received: bool = False) -> None:
-        """See `link.pump`."""
+        """See `lane.pump`."""
         pump(lanes, deadline, self.spin_s, received=received)
 
     def swap(

@@ -13,7 +13,7 @@ import torch
 
 from ringlm.ring import plan, wire
 from ringlm.ring.combine import combine, finish, pass_on
-from ringlm.ring.link import Lane
+from ringlm.ring.lane import Lane
 from ringlm.ring.mesh import Mesh
 
 Algorithm = Callable[[Mesh, torch.Tensor, str, bytes, float], None]  # mesh, elements, reduction, call, deadline

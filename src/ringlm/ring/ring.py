@@ -16,7 +16,8 @@ from ringlm.ring.algorithms import Limits
 from ringlm.ring.background import Background, Handle
 from ringlm.ring.collectives import Collectives, last_words
 from ringlm.ring.control import ControlPlane
-from ringlm.ring.link import SPIN_S, Link
+from ringlm.ring.lane import SPIN_S
+from ringlm.ring.link import Link
 from ringlm.ring.listener import Listener
 from ringlm.ring.mesh import Mesh
 from ringlm.ring.relay import Relays
