@@ -1,6 +1,7 @@
 """All-reduce latency and bandwidth: this ring against gloo, in one interleaved run.
 
     python benchmarks/comm.py [--sizes 1K,6K,256K,4M,32M] [--world-size 2,3,4] [--dtype float32] [--device cpu] [--json]
+    python benchmarks/comm.py --algorithms [--world-size 2,3,4]      # the table of algorithms, without a run
 
 Each rank is one process of one thread that holds both, a ring and a gloo group over loopback. Blocks of
 calls alternate between the two, so that both see the same weather. Times are rank 0's, a call each, until the sum is
@@ -29,6 +30,7 @@ import torch.distributed as dist
 
 from ringlm.ring import RingConfig, connect
 from ringlm.ring.address import Address
+from ringlm.ring.algorithms import table
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _ROUNDS = 10  # blocks of each backend, alternating
@@ -44,6 +46,7 @@ class Row(TypedDict):
     us_p90: float
     us_p99: float
     gb_per_s: float
+    algorithm: str
 
 
 def main() -> None:
@@ -54,7 +57,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seconds", type=float, default=1.0, help="roughly, for each size and backend")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--algorithms", action="store_true", help="print which algorithm carries what, and end")
     options = parser.parse_args()
+    if options.algorithms:
+        show_algorithms(list(map(int, options.world_size.split(","))))
+        return
     sizes = [_parse_size(text) for text in options.sizes.split(",")]
     rows: list[Row] = []
     for world_size in map(int, options.world_size.split(",")):
@@ -126,7 +133,8 @@ def _rank(
             ):
                 call(tensor)  # the first after the other backend's is not counted
                 times[name] += _block(call, tensor, count)
-            rows += [_row(name, world_size, dtype, tensor.nbytes, found) for name, found in times.items()]
+            algorithms = {"ring": ring.algorithm("all_reduce", tensor.nbytes, tensor.dtype), "gloo": "gloo's"}
+            rows += [_row(name, world_size, tensor, found, algorithms[name]) for name, found in times.items()]
     if rank == 0:
         result.send(rows)
     dist.destroy_process_group()
@@ -149,24 +157,26 @@ def _block(call: Callable[[torch.Tensor], object], tensor: torch.Tensor, count: 
     return times
 
 
-def _row(backend: str, world_size: int, dtype: str, nbytes: int, times: list[float]) -> Row:
+def _row(backend: str, world_size: int, tensor: torch.Tensor, times: list[float], algorithm: str) -> Row:
     times.sort()
+    nbytes = tensor.nbytes
     p50, p90, p99 = (times[int(len(times) * share)] for share in (0.5, 0.9, 0.99))
     return Row(
         backend=backend,
         world_size=world_size,
-        dtype=dtype,
+        dtype=str(tensor.dtype).removeprefix("torch."),
         bytes=nbytes,
         us_p50=round(p50 * 1e6, 2),
         us_p90=round(p90 * 1e6, 2),
         us_p99=round(p99 * 1e6, 2),
         gb_per_s=round(nbytes / p50 / 1e9, 3),
+        algorithm=algorithm,
     )
 
 
 def show(rows: list[Row]) -> None:
     """A table: rich on a terminal, plain columns in a pipe."""
-    head = ("ranks", "bytes", "ring us p50", "p99", "gloo us p50", "p99", "ring GB/s", "gloo/ring")
+    head = ("ranks", "bytes", "ring us p50", "p99", "gloo us p50", "p99", "ring GB/s", "gloo/ring", "algorithm")
     lines = []
     for ours, theirs in itertools.pairwise(rows):
         if (ours["backend"], theirs["backend"]) != ("ring", "gloo"):
@@ -174,7 +184,7 @@ def show(rows: list[Row]) -> None:
         figures = (ours["us_p50"], ours["us_p99"], theirs["us_p50"], theirs["us_p99"])
         ratio = theirs["us_p50"] / ours["us_p50"]
         cells = (str(ours["world_size"]), f"{ours['bytes']:,}", *(f"{figure:,.1f}" for figure in figures))
-        lines.append((*cells, f"{ours['gb_per_s']:.2f}", f"{ratio:.2f}x"))
+        lines.append((*cells, f"{ours['gb_per_s']:.2f}", f"{ratio:.2f}x", ours["algorithm"]))
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -188,6 +198,18 @@ def show(rows: list[Row]) -> None:
         return
     for line in (head, *lines):
         print("  ".join(cell.rjust(12) for cell in line))
+
+
+def show_algorithms(world_sizes: list[int]) -> None:
+    """`ringlm.ring.algorithms`, as rows."""
+    kinds = list(itertools.product(("mesh", "chain"), (False, True), (False, True)))
+    for world_size, (topology, crowded, half) in itertools.product(world_sizes, kinds):
+        if world_size > 2 or topology == "mesh":
+            more = (", more ranks than cores" if crowded else "") + (", half types" if half else "")
+            print(f"{world_size} ranks, {topology}{more}")
+            for operation, nbytes, algorithm in table(world_size, topology, crowded, half):
+                size = "any size" if nbytes is None else f"to {nbytes:,} bytes"
+                print(f"    {operation:15} {size:18} {algorithm}")
 
 
 def _parse_size(text: str) -> int:

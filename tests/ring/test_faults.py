@@ -163,7 +163,7 @@ def test_all_links_of_a_rank_shut(world_size: int, victim: int) -> None:
             control = rings[victim]._control
             assert control is not None
             sockets = [peer.sock for peer in control._peers.values()]
-            sockets += [link.sock for link in rings[victim]._mesh.links.values()]
+            sockets += [link.sock for link in rings[victim]._links.values()]
             with control._lock:  # the cable takes all at once: none carries what the rank says of the others
                 for sock in sockets:
                     sock.shutdown(socket.SHUT_RDWR)

@@ -20,7 +20,7 @@ import torch
 from ringlm.errors import AuthenticationError, ConfigError, ConnectError
 from ringlm.ring import RingConfig, connect, handshake
 from ringlm.ring.address import Address
-from ringlm.ring.forming import Card, _reach
+from ringlm.ring.cards import Card, reach
 from ringlm.ring.handshake import RefusedError
 from ringlm.ring.sockets import listen
 from tests.ring.helpers import attempt, configs, each, free_ports, together
@@ -52,7 +52,7 @@ def test_a_rank_that_does_not_come_is_named(world_size: int) -> None:
     assert f"rank {last} could not be reached at 127.0.0.1:" in str(outcomes[-1])
     assert "Connection refused. Is it started, with the same ports" in str(outcomes[-1])
     if world_size == 3:
-        assert "rank 2 did not connect to rank 0 on port" in str(outcomes[0])
+        assert "a neighbour of rank 0 left while the ring was being formed" in str(outcomes[0])
 
 
 def test_a_neighbour_that_leaves_while_the_ring_forms() -> None:
@@ -142,13 +142,13 @@ def test_another_protocol_number_is_named_on_both_sides(monkeypatch: pytest.Monk
             sock, _ = listening.accept()
             with sock:
                 heard = sock.recv(8)
-                sock.sendall(b"ringlm\x02\x00")
+                sock.sendall(b"ringlm\x03\x00")
                 return heard
 
     outcomes = attempt(joins(config), future)
-    assert outcomes[1] == handshake.MAGIC + b"\x01\x00"
+    assert outcomes[1] == handshake.MAGIC + b"\x02\x00"
     assert isinstance(outcomes[0], RefusedError)
-    assert "speaks protocol 2 and this rank protocol 1; install the same ringlm on both." in str(outcomes[0])
+    assert "speaks protocol 3 and this rank protocol 2; install the same ringlm on both." in str(outcomes[0])
 
 
 def test_another_program_at_the_neighbours_port() -> None:
@@ -294,10 +294,10 @@ def test_reaching_a_rank_whose_neighbours_are_on_its_own_machine() -> None:
         card(2, "a", ["10.0.0.1", "127.0.0.1"], "10.0.0.2"),
         card(3, "b", ["10.0.0.2"], "10.0.0.1"),
     ]
-    assert _reach(cards, 1, 3) == [Address("10.0.0.1", 7601)]
-    assert _reach(cards, 1, 2)[0] == Address("127.0.0.1", 7601)
-    assert _reach(cards, 3, 0) == [Address("10.0.0.2", 7603)]
-    assert _reach(cards, 0, 3)[0] == Address("10.0.0.1", 7600)
+    assert reach(cards, 1, 3) == [Address("10.0.0.1", 7601)]
+    assert reach(cards, 1, 2)[0] == Address("127.0.0.1", 7601)
+    assert reach(cards, 3, 0) == [Address("10.0.0.2", 7603)]
+    assert reach(cards, 0, 3)[0] == Address("10.0.0.1", 7600)
 
 
 def test_a_card_with_an_impossible_port_is_refused() -> None:

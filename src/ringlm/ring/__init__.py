@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from ringlm.ring.config import RingConfig
 
 if TYPE_CHECKING:
-    from ringlm.ring.collectives import Ring
     from ringlm.ring.control import Heartbeat
     from ringlm.ring.forming import connect
+    from ringlm.ring.ring import Ring
 
 __all__ = ["Heartbeat", "Ring", "RingConfig", "connect"]
 
-_HOMES = {"Heartbeat": "control", "Ring": "collectives", "connect": "forming"}
+_HOMES = {"Heartbeat": "control", "Ring": "ring", "connect": "forming"}
 
 
 def __getattr__(name: str) -> object:

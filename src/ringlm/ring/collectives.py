@@ -1,302 +1,406 @@
-"""The ring itself: all_reduce, broadcast and gather over links between all pairs of ranks.
+"""The collectives of a group of ranks: what each gives, what each takes, and by which algorithm.
 
-Contributions are summed in rank order, in float32 for the half types, and rounded once, whatever the
-size: every rank holds the same bits. What it does not know: models, requests, how the links came to be.
+A collective is a plan (which bytes go to which rank, which come from where) that `lane.pump` carries
+out. What it does not know: how the links came to be, models, requests.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from ringlm.errors import PeerError, PeerLostError, RingError, RingLMError
-from ringlm.ring import reduce, wire
-from ringlm.ring.control import ControlPlane
-from ringlm.ring.link import SPIN_S, Lane, Link
-from ringlm.ring.listener import Listener
+from ringlm.errors import PeerError, RingLMError
+from ringlm.ring import combine, letters, reducing, wire
+from ringlm.ring.algorithms import Limits, Topology, choose
+from ringlm.ring.devices import Staging
+from ringlm.ring.lane import Room
 from ringlm.ring.mesh import Mesh
-from ringlm.ring.wire import HEADER, MAX_MESSAGE_BYTES, Operation
+from ringlm.ring.wire import MAX_MESSAGE_BYTES, Operation, pack_call
 
-SEGMENT_BYTES = 1 << 19  # received, added and forwarded while still in the cache
-DIRECT_BYTES = 1 << 15  # up to here whole tensors are exchanged, above each rank sums its own chunk
-# Two ranks that each sum everything need not await each other's sums; above this, summing half is faster.
-_STREAMED_SEGMENTS = 4
+if TYPE_CHECKING:
+    from ringlm.ring.ring import Ring
 
 _T = TypeVar("_T")
+_MAX_CHOICES = 256
+_REDUCERS: dict[str, reducing.Algorithm] = {
+    "direct": reducing.direct,
+    "star": reducing.star,
+    "owners": reducing.owners,
+    "chain": reducing.chain,
+}
 
 
-class Ring:
-    """Connected ranks. Every rank calls the same collectives in the same order, from one thread.
+class Collectives:
+    """What the ranks of a group do together. All of them call the same collectives in the same order.
 
-    A failed collective ends the ring on all ranks: each raises the error that names the cause, at once
-    and from then on. `sequence` counts collectives and `seconds` adds up the time spent in them.
+    `rank` and `world_size` are those of the group. Tensors are of any shape and layout, on any device, of
+    a dtype in `wire.DTYPES`; those that are not contiguous in host memory go through a copy. `reduction` is
+    sum, avg, product, min, max, and, or, xor. Everything raises PeerLostError, CollectiveTimeoutError or
+    DesyncError, which end the ring on all ranks, and ValueError, before anything moves, for a mistake.
+    `sequence` counts collectives.
     """
 
-    def __init__(
-        self,
-        rank: int,
-        world_size: int,
-        links: Sequence[Link],
-        *,
-        control: ControlPlane | None = None,
-        listener: Listener | None = None,
-        timeout_s: float = float("inf"),
-        machine_ranks: int = 1,
-        crowded: bool = False,
-        epoch: int = 0,
-        segment_bytes: int = SEGMENT_BYTES,
-        direct_bytes: int = DIRECT_BYTES,
-    ) -> None:
-        self.rank = rank
-        self.world_size = world_size
-        self.machine_ranks = machine_ranks  # of them, how many share this rank's machine
-        self.epoch = epoch
-        self.seconds = 0.0
+    def __init__(self, ring: Ring, mesh: Mesh, group: int, topology: Topology, limits: Limits) -> None:
+        self.rank = mesh.rank
+        self.world_size = mesh.world_size
+        self.topology = topology
         self.sequence = 0
-        self._call = b""  # the header of the collective under way
-        self._control = control
-        self._listener = listener
-        self._timeout_s = timeout_s
-        self._star = crowded and world_size > 2
-        self._direct_bytes = min(direct_bytes, segment_bytes)
-        self._mesh = Mesh(rank, links, 0.0 if crowded else SPIN_S, segment_bytes)
-        self._error: RingError | None = None
-        self._closed = False
-        if control is not None:
-            control.start(lambda: self._call, self._end)
+        self._ring = ring
+        self._mesh = mesh
+        self._group = group
+        self._limits = limits
+        self._others = tuple(mesh.links)
+        self._staging = Staging()
+        self._choices: dict[tuple[int, torch.dtype, str], reducing.Algorithm] = {}
 
-    # -- collectives ---------------------------------------------------------------------------
+    # -- reducing ------------------------------------------------------------------------------
 
-    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum `tensor` over all ranks, in place; the same bits on every rank. Returns `tensor`.
+    def all_reduce(self, tensor: torch.Tensor, reduction: str = "sum") -> torch.Tensor:
+        """Combine `tensor` over all ranks, in place; the same bits on every rank. Returns `tensor`.
 
-        Any shape, of float32, bfloat16, float16, float64, int32, int64 or uint8. A tensor that is not
-        contiguous, or not in host memory, goes through a copy. Raises PeerLostError,
-        CollectiveTimeoutError or DesyncError, and ValueError for another dtype.
+        One shape and dtype on all ranks. Halves are combined in float32 in rank order and rounded once.
         """
         if self.world_size == 1:
             return tensor
-        flat = _host(tensor)
+        flat = self._staging.host(tensor)
         nbytes = flat.nbytes
-        move = partial(self._algorithm(nbytes), self._mesh, flat)
-        self._run(Operation.ALL_REDUCE, flat.dtype, 0, nbytes, move)
-        return _restore(tensor, flat)
+        algorithm = self._choices.get((nbytes, flat.dtype, reduction)) or self._choose(flat, reduction)
+        move = partial(algorithm, self._mesh, flat, reduction)
+        self._run(Operation.ALL_REDUCE, flat.dtype, 0, nbytes, move, reduction)
+        return self._staging.give(tensor, flat)
+
+    def reduce(self, tensor: torch.Tensor, root: int = 0, reduction: str = "sum") -> torch.Tensor:
+        """Combine `tensor` over all ranks into rank `root`'s; the others' stay. Returns `tensor`."""
+        combine.check(reduction, tensor.dtype)
+        flat = self._staging.host(tensor)
+        move = partial(reducing.to_root, self._mesh, flat, root, reduction)
+        self._run(Operation.REDUCE, flat.dtype, root, flat.nbytes, move, reduction)
+        return self._staging.give(tensor, flat) if self.rank == root else tensor
+
+    def reduce_scatter(
+        self, pieces: Sequence[torch.Tensor], reduction: str = "sum", out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Combine everybody's `pieces[rank]` on that rank, and return it there, in `out` if given.
+
+        As many pieces as ranks, of one dtype; sizes may differ from piece to piece, but not from rank to rank.
+        """
+        self._one_a_rank(pieces)
+        dtype = pieces[0].dtype
+        combine.check(reduction, dtype)
+        flats = self._staging.take(pieces)
+        own = flats[self.rank]
+        out = torch.empty_like(pieces[self.rank]) if out is None else self._same(out, pieces[self.rank])
+        (result,) = self._staging.take([out], read=False)
+        result.copy_(own)
+
+        def move(call: bytes, deadline: float) -> None:
+            calls = {peer: wire.resized(call, flat.nbytes) for peer, flat in enumerate(flats)}
+            reducing.scattered(self._mesh, flats, result, reduction, calls, deadline)
+
+        self._run(Operation.REDUCE_SCATTER, dtype, 0, own.nbytes, move, reduction)
+        return self._staging.give(out, result)
+
+    def barrier(self) -> None:
+        """Return once every rank has called this."""
+        nothing = torch.empty(0, dtype=torch.uint8)
+        algorithm = _REDUCERS[self.algorithm("barrier", 0)]
+        self._run(Operation.BARRIER, nothing.dtype, 0, 0, partial(algorithm, self._mesh, nothing, "sum"))
+
+    def algorithm(self, operation: str, nbytes: int, dtype: torch.dtype = torch.float32) -> str:
+        """What `algorithms.choose` says for this group."""
+        half = dtype in combine.HALVES
+        return choose(operation, nbytes, self.world_size, self.topology, self._ring.crowded, half, self._limits)
+
+    # -- moving --------------------------------------------------------------------------------
 
     def broadcast(self, tensor: torch.Tensor, root: int = 0) -> torch.Tensor:
         """Overwrite `tensor` on every rank with rank `root`'s, of the same dtype and size. Returns `tensor`."""
-        if self.world_size == 1:
-            return tensor
-        flat, mesh = _host(tensor), self._mesh
-        data = wire.view(flat)
+        if self.rank == root:
+            self._trade(Operation.BROADCAST, root, dict.fromkeys(self._others, tensor), {}, tensor.dtype)
+        else:
+            self._trade(Operation.BROADCAST, root, {}, {root: tensor}, tensor.dtype)
+        return tensor
 
-        def move(header: bytes, deadline: float) -> None:
-            if self.rank == root:
-                mesh.pump(mesh.lanes(header, data), deadline)
-            else:
-                mesh.receive(root, header, data, deadline)
+    def gather(
+        self, tensor: torch.Tensor, root: int = 0, out: Sequence[torch.Tensor] | None = None
+    ) -> list[torch.Tensor] | None:
+        """Every rank's tensor on rank `root`, in rank order; None elsewhere.
 
-        self._run(Operation.BROADCAST, flat.dtype, root, len(data), move)
-        return _restore(tensor, flat)
-
-    def gather(self, tensor: torch.Tensor, root: int = 0) -> list[torch.Tensor] | None:
-        """Every rank's (rows, columns) tensor on rank `root`, in rank order; None elsewhere.
-
-        Ranks agree on dtype and rows; columns may differ, and be none.
+        Ranks agree on dtype and all dimensions but the last, which may differ, and be 0. `out`, on the root,
+        takes the tensors, whose sizes must be right; without it a tensor has 256 MiB at most.
         """
-        if tensor.dim() != 2:
-            raise ValueError(f"gather takes (rows, columns) tensors, not {tuple(tensor.shape)}.")
-        if self.world_size == 1:
-            return [tensor]
-        flat = _host(tensor)
-        rows, row_bytes = tensor.shape[0], tensor.shape[0] * tensor.element_size()
+        if self.rank != root:
+            self._trade(Operation.GATHER, root, {root: tensor}, {}, tensor.dtype)
+            return None
+        return self._collect(Operation.GATHER, root, {}, tensor, out)
 
-        def room(nbytes: int) -> torch.Tensor:
-            columns, odd = divmod(nbytes, row_bytes) if row_bytes else (0, nbytes)
-            if odd:
-                raise ValueError(f"{nbytes:,} bytes are not {rows} rows of {tensor.dtype}")
-            return torch.empty(rows, columns, dtype=tensor.dtype)
+    def all_gather(self, tensor: torch.Tensor, out: Sequence[torch.Tensor] | None = None) -> list[torch.Tensor]:
+        """Every rank's tensor on every rank, in rank order; sizes and `out` as in `gather`."""
+        return self._collect(Operation.ALL_GATHER, 0, dict.fromkeys(self._others, tensor), tensor, out)
 
-        received = self._gather(Operation.GATHER, tensor.dtype, wire.view(flat), root, room)
-        return [tensor if piece is None else piece for piece in received] if received is not None else None
+    def scatter(self, pieces: Sequence[torch.Tensor] | None, out: torch.Tensor, root: int = 0) -> torch.Tensor:
+        """Rank `root`'s `pieces[rank]` in `out` on that rank; the others pass None for pieces. Returns `out`."""
+        if self.rank != root:
+            self._trade(Operation.SCATTER, root, {}, {root: out}, out.dtype)
+            return out
+        if pieces is None:
+            raise ValueError("the root of a scatter has to give its pieces.")
+        self._one_a_rank(pieces)
+        self._same(out, pieces[root])
+        self._trade(Operation.SCATTER, root, {peer: pieces[peer] for peer in self._others}, {}, pieces[root].dtype)
+        return out.copy_(pieces[root])
+
+    def all_to_all(
+        self, pieces: Sequence[torch.Tensor], out: Sequence[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """Send `pieces[rank]` to every rank; what they sent to this one, in rank order.
+
+        Ranks agree on dtype and all dimensions but the last; sizes and `out` as in `gather`.
+        """
+        self._one_a_rank(pieces)
+        give = {peer: pieces[peer] for peer in self._others}
+        return self._collect(Operation.ALL_TO_ALL, 0, give, pieces[self.rank], out)
+
+    def send(self, tensor: torch.Tensor, to: int, tag: int = 0) -> None:
+        """Send `tensor` to rank `to`, whose `recv` names the same tag; returns once it is on its way."""
+        self._check_peer(to)
+        (flat,) = self._staging.take([tensor])
+        call = self._letter(flat, self.rank, tag)
+        self._guard(call, partial(letters.post, self._mesh, to, wire.view(flat)))
+
+    def recv(self, tensor: torch.Tensor, source: int | None = None, tag: int = 0) -> int:
+        """Overwrite `tensor` with what rank `source`, or any, sends with this tag; the rank it came from.
+
+        Letters of one rank with one tag arrive in the order in which they were sent.
+        """
+        if source is not None:
+            self._check_peer(source)
+        (flat,) = self._staging.take([tensor], read=False)
+        calls = {peer: self._letter(flat, peer, tag) for peer in (self._others if source is None else (source,))}
+        into = wire.view(flat)
+        found = self._guard(
+            next(iter(calls.values())), lambda _, deadline: letters.fetch(self._mesh, calls, into, deadline)
+        )
+        self._staging.give(tensor, flat)
+        return found
 
     def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
-        """Rank `root`'s `data` on every rank; the others pass None."""
+        """Rank `root`'s `data` on every rank, 256 MiB at most; the others pass None."""
         if self.rank != root:
-            data = None
-        elif data is None:
+            received: list[bytearray] = []
+            self._exchange(Operation.BROADCAST_BYTES, torch.uint8, root, {}, {root: _collected(received)}, 0)
+            return bytes(received[0])
+        if data is None:
             raise ValueError("the root of a broadcast has to give its bytes.")
-        elif self.world_size == 1:
-            return data
-        mesh = self._mesh
-
-        def move(header: bytes, deadline: float) -> bytes:
-            if data is not None:
-                mesh.pump(mesh.lanes(header + data), deadline)
-                return data
-            received = bytearray(mesh.await_size(root, header, deadline))
-            lane = Lane(mesh.links[root])
-            lane.receive(memoryview(received))
-            mesh.pump([lane], deadline)
-            return bytes(received)
-
-        return self._run(Operation.BROADCAST_BYTES, torch.uint8, root, _checked_size(data or b""), move)
+        give = dict.fromkeys(self._others, memoryview(data))
+        self._exchange(Operation.BROADCAST_BYTES, torch.uint8, root, give, {}, _checked_size(len(data)))
+        return data
 
     def gather_bytes(self, data: bytes, root: int = 0) -> list[bytes] | None:
-        """Every rank's `data` on rank `root`, in rank order; None elsewhere."""
-        if self.world_size == 1:
-            return [data]
-
-        def room(nbytes: int) -> torch.Tensor:
-            return torch.empty(nbytes, dtype=torch.uint8)
-
-        received = self._gather(Operation.GATHER_BYTES, torch.uint8, memoryview(data), root, room)
-        if received is None:
+        """Every rank's `data`, 256 MiB at most, on rank `root`, in rank order; None elsewhere."""
+        nbytes = _checked_size(len(data))
+        if self.rank != root:
+            self._exchange(Operation.GATHER_BYTES, torch.uint8, root, {root: memoryview(data)}, {}, nbytes)
             return None
-        return [data if piece is None else bytes(wire.view(piece)) for piece in received]
-
-    # -- ending --------------------------------------------------------------------------------
-
-    @property
-    def waiting(self) -> bool:
-        """Whether this rank is within a collective."""
-        return bool(self._call)
-
-    def check(self) -> None:
-        """Raise what ended the ring, if it has ended: for a rank that has nothing to do meanwhile."""
-        if self._error is not None:
-            raise self._error.with_traceback(None)
-
-    def abort(self, text: str) -> None:
-        """End the ring on every rank: this one has failed, and `text` are its last words. From any thread."""
-        if self._control is not None:
-            self._control.fail(PeerLostError(f"rank {self.rank} failed: {text}", self.rank))
-
-    def close(self) -> None:
-        """Leave the ring in order and free everything it holds. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        self._error = self._error or RingError("the ring is closed.")
-        if self._listener is not None:
-            self._listener.close()
-        if self._control is not None:
-            self._control.close()
-        for link in self._mesh.links.values():
-            link.sock.close()
-
-    def __enter__(self) -> Ring:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self.abort(last_words(error))
-        self.close()
+        received: dict[int, list[bytearray]] = {peer: [] for peer in self._others}
+        take = {peer: _collected(found) for peer, found in received.items()}
+        self._exchange(Operation.GATHER_BYTES, torch.uint8, root, {}, take, nbytes)
+        return [data if rank == root else bytes(received[rank][0]) for rank in range(self.world_size)]
 
     # -- within --------------------------------------------------------------------------------
 
+    def _collect(
+        self,
+        operation: Operation,
+        root: int,
+        give: Mapping[int, torch.Tensor],
+        own: torch.Tensor,
+        out: Sequence[torch.Tensor] | None,
+    ) -> list[torch.Tensor]:
+        """A tensor from every rank, this one's being `own`: new ones, or in `out`."""
+        if out is None:
+            found = self._trade(operation, root, give, dict.fromkeys(self._others), own.dtype, own)
+            return [own if rank == self.rank else found[rank] for rank in range(self.world_size)]
+        self._one_a_rank(out)
+        self._same(out[self.rank], own)
+        self._trade(operation, root, give, {peer: out[peer] for peer in self._others}, own.dtype)
+        out[self.rank].copy_(own)
+        return list(out)
+
+    def _trade(
+        self,
+        operation: Operation,
+        root: int,
+        give: Mapping[int, torch.Tensor],
+        take: Mapping[int, torch.Tensor | None],
+        dtype: torch.dtype,
+        like: torch.Tensor | None = None,
+    ) -> dict[int, torch.Tensor]:
+        """Send tensors to ranks and receive others in place of those in `take`, or, where that is None, as
+        new ones that differ from `like` in the last dimension at most. Those received."""
+        staging = self._staging
+        unique = {id(tensor): tensor for tensor in give.values()}
+        flats = dict(zip(unique, staging.take(list(unique.values())), strict=True))
+        outgoing = {peer: wire.view(flats[id(tensor)]) for peer, tensor in give.items()}
+        known = {peer: tensor for peer, tensor in take.items() if tensor is not None}
+        if any(tensor.dtype != dtype for tensor in (*unique.values(), *known.values())):
+            dtypes = {dtype, *(tensor.dtype for tensor in (*unique.values(), *known.values()))}
+            raise ValueError(f"the tensors of a collective have one dtype, not {', '.join(map(str, dtypes))}.")
+        landing = dict(zip(known, staging.take(list(known.values()), read=False), strict=True))
+        incoming: dict[int, memoryview | Room] = {peer: wire.view(flat) for peer, flat in landing.items()}
+        shapes: dict[int, torch.Tensor] = {}
+        for peer, tensor in take.items():
+            if tensor is None and like is not None:
+                for data in outgoing.values():
+                    _checked_size(len(data))
+                incoming[peer] = partial(_shaped, shapes, peer, like)
+        nbytes = max((len(data) for data in (outgoing or incoming).values() if isinstance(data, memoryview)), default=0)
+        self._exchange(operation, dtype, root, outgoing, incoming, nbytes)
+        for peer, flat in landing.items():
+            staging.give(known[peer], flat)
+        if like is not None:
+            for peer, piece in shapes.items():
+                known[peer] = piece.to(like.device)
+        return known
+
+    def _exchange(
+        self,
+        operation: Operation,
+        dtype: torch.dtype,
+        root: int,
+        outgoing: Mapping[int, memoryview],
+        incoming: Mapping[int, memoryview | Room],
+        nbytes: int,
+    ) -> None:
+        """One message to each rank of `outgoing`, one from each of `incoming`: all at once."""
+
+        def move(call: bytes, deadline: float) -> None:
+            lanes = []
+            for peer in self._others:
+                out, into = outgoing.get(peer), incoming.get(peer)
+                if out is None and into is None:
+                    continue
+                lane = self._mesh.lane(peer, call)
+                if out is not None:
+                    lane.send(out, wire.resized(call, len(out)))
+                if isinstance(into, memoryview):
+                    lane.receive(into, wire.resized(call, len(into)))
+                elif into is not None:
+                    lane.receive_sized(into)
+                lanes.append(lane)
+            self._mesh.pump(lanes, deadline)
+
+        self._run(operation, dtype, root, nbytes, move)
+
     def _run(
-        self, operation: Operation, dtype: torch.dtype, root: int, nbytes: int, move: Callable[[bytes, float], _T]
-    ) -> _T:
-        """One collective: `move` the bytes, given the header and the deadline. Its failure ends the ring."""
-        if self._error is not None:
-            raise self._error.with_traceback(None)
+        self,
+        operation: Operation,
+        dtype: torch.dtype,
+        root: int,
+        nbytes: int,
+        move: Callable[[bytes, float], _T],
+        reduction: str = "sum",
+    ) -> _T | None:
+        """The next collective of this group: `move` the bytes, given the call and the deadline."""
         if not 0 <= root < self.world_size:
             raise ValueError(f"root is {root}; the ranks are 0 to {self.world_size - 1}.")
+        code = wire.DTYPES.get(dtype)
+        if code is None:
+            raise ValueError(f"the ring does not carry {dtype}; it carries {', '.join(map(str, wire.DTYPES))}.")
+        ring = self._ring
+        ring.settle_down()
+        if self.world_size == 1:
+            return None
+        self.sequence += 1
+        kind = wire.REDUCTIONS[reduction]
+        call = pack_call(self.sequence, ring.epoch, self._group, operation, code, kind, root, nbytes)
+        return self._guard(call, move)
+
+    def _guard(self, call: bytes, move: Callable[[bytes, float], _T]) -> _T:
+        """One call, whose failure ends the ring."""
+        ring = self._ring
         started = time.perf_counter()
+        ring.call = call
         try:
-            self.sequence += 1
-            self._call = header = HEADER.pack(self.sequence, self.epoch, operation, wire.DTYPES[dtype], root, nbytes)
-            return move(header, started + self._timeout_s)
+            return move(call, started + ring.timeout_s)
         except PeerError as error:
-            cause = self._control.settle(error) if self._control is not None else error
+            cause = ring.settle(error)
             if cause is error:
                 raise
             raise cause from error
         except BaseException as error:
-            self.abort(last_words(error))
+            ring.abort(last_words(error))
             raise
         finally:
-            self._call = b""
-            self.seconds += time.perf_counter() - started
+            ring.call = b""
+            ring.seconds += time.perf_counter() - started
 
-    def _gather(
-        self,
-        operation: Operation,
-        dtype: torch.dtype,
-        data: memoryview,
-        root: int,
-        room: Callable[[int], torch.Tensor],
-    ) -> list[torch.Tensor | None] | None:
-        """The others' bytes in tensors that `room` makes, None in this rank's own place; None off root."""
-        mesh = self._mesh
+    def _choose(self, flat: torch.Tensor, reduction: str) -> reducing.Algorithm:
+        """The algorithm of an all_reduce, remembered for the next one of its kind. Raises ValueError."""
+        combine.check(reduction, flat.dtype)
+        if len(self._choices) >= _MAX_CHOICES:
+            self._choices.clear()
+        found = _REDUCERS[self.algorithm("all_reduce", flat.nbytes, flat.dtype)]
+        self._choices[flat.nbytes, flat.dtype, reduction] = found
+        return found
 
-        def move(header: bytes, deadline: float) -> list[torch.Tensor | None] | None:
-            if self.rank != root:
-                mesh.pump([Lane(mesh.links[root], (header, data))], deadline)
-                return None
-            received: list[torch.Tensor | None] = [None] * self.world_size
-            lanes = mesh.lanes()
-            for lane in lanes:
-                nbytes = mesh.await_size(lane.link.peer, header, deadline)
-                try:
-                    piece = room(nbytes)
-                except ValueError as error:
-                    raise mesh.desync(lane.link, header, str(error)) from None
-                received[lane.link.peer] = piece
-                lane.receive(wire.view(piece))
-            mesh.pump(lanes, deadline)
-            return received
+    def _letter(self, flat: torch.Tensor, source: int, tag: int) -> bytes:
+        """The call of a letter, which is about to be made."""
+        self._ring.settle_down()
+        if not 0 <= tag < 1 << 64:
+            raise ValueError(f"tag is {tag}; a tag is a number from 0, of 64 bits at most.")
+        code = wire.DTYPES.get(flat.dtype)
+        if code is None:
+            raise ValueError(f"the ring does not carry {flat.dtype}.")
+        return pack_call(tag, self._ring.epoch, self._group, Operation.SEND, code, 0, source, flat.nbytes)
 
-        return self._run(operation, dtype, root, _checked_size(data), move)
+    def _check_peer(self, rank: int) -> None:
+        if rank not in self._mesh.links:
+            raise ValueError(f"rank {self.rank} of {self.world_size} has no peer of rank {rank}.")
 
-    def _algorithm(self, nbytes: int) -> reduce.Algorithm:
-        """How to reduce `nbytes`: the same on every rank."""
-        if nbytes <= self._direct_bytes:
-            return reduce.through_rank_0 if self._star else reduce.direct
-        segments = nbytes / self._mesh.segment_bytes
-        if self.world_size > 2 or segments > _STREAMED_SEGMENTS:
-            return reduce.by_owners
-        return reduce.direct if segments <= 1 else reduce.streamed
+    def _one_a_rank(self, pieces: Sequence[torch.Tensor]) -> None:
+        if len(pieces) != self.world_size:
+            raise ValueError(f"{len(pieces)} tensors for {self.world_size} ranks; give one for each.")
 
-    def _end(self, error: PeerError) -> None:
-        """The ring has ended: say so from now on, and wake whoever waits on a link. Runs on any thread."""
-        self._error = error
-        for link in self._mesh.links.values():
-            link.shut()
+    @staticmethod
+    def _same(out: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        if out.shape != own.shape or out.dtype != own.dtype:
+            raise ValueError(f"{tuple(own.shape)} of {own.dtype} do not go into {tuple(out.shape)} of {out.dtype}.")
+        return out
 
 
-def _host(tensor: torch.Tensor) -> torch.Tensor:
-    """The elements, flat and contiguous in host memory: the tensor's own where they are so already."""
-    if tensor.dtype not in wire.DTYPES:
-        raise ValueError(f"the ring does not carry {tensor.dtype}; it carries {', '.join(map(str, wire.DTYPES))}.")
-    if tensor.is_cpu and tensor.is_contiguous() and not tensor.requires_grad:
-        return tensor if tensor.dim() == 1 else tensor.view(-1)
-    if tensor.is_cuda:  # pinned memory, which torch keeps for the next call, is copied several times as fast
-        flat = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=True)
-        flat.view(tensor.shape).copy_(tensor.detach())
-        return flat
-    return tensor.detach().to("cpu").contiguous().view(-1)
+def _shaped(found: dict[int, torch.Tensor], peer: int, like: torch.Tensor, nbytes: int) -> memoryview:
+    """Room for a tensor of `nbytes` that differs from `like` in the last dimension at most."""
+    lead = like.shape[:-1] if like.dim() else ()
+    row_bytes = like.element_size()
+    for length in lead:
+        row_bytes *= length
+    last, odd = divmod(nbytes, row_bytes) if row_bytes else (0, nbytes)
+    if odd or (not like.dim() and last != 1):
+        raise ValueError(f"{nbytes:,} bytes are not {tuple(lead)} rows of {like.dtype}")
+    found[peer] = torch.empty((*lead, last) if like.dim() else (), dtype=like.dtype)
+    return wire.view(found[peer])
 
 
-def _restore(tensor: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
-    """`tensor`, with the elements of `flat` if those lie elsewhere."""
-    if flat.data_ptr() != tensor.data_ptr():
-        tensor.detach().copy_(flat.view(tensor.shape), non_blocking=tensor.is_cuda)
-    return tensor
+def _collected(found: list[bytearray]) -> Room:
+    """Room for bytes, which are then in `found`."""
+
+    def room(nbytes: int) -> memoryview:
+        found.append(bytearray(nbytes))
+        return memoryview(found[-1])
+
+    return room
 
 
-def _checked_size(data: bytes | memoryview) -> int:
-    """Its length in bytes. Raises ValueError where the other ranks would refuse it."""
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise ValueError(f"{len(data):,} bytes in one message; at most {MAX_MESSAGE_BYTES:,} are carried.")
-    return len(data)
+def _checked_size(nbytes: int) -> int:
+    """`nbytes`. Raises ValueError where the other ranks would refuse it."""
+    if nbytes > MAX_MESSAGE_BYTES:
+        raise ValueError(f"{nbytes:,} bytes in one message; at most {MAX_MESSAGE_BYTES:,} are carried.")
+    return nbytes
 
 
 def last_words(error: BaseException) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated
 
 import msgspec
@@ -22,15 +23,16 @@ from ringlm.errors import CollectiveTimeoutError, DesyncError, PeerError, PeerLo
 from ringlm.ring import wire
 
 MAX_CONTROL_BYTES = 8192
+_GRACE_S = 2.0
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
-    """Alive. `progress` counts steps; `busy`: computing, so the count should grow; `call` is the header of
+    """Alive. `progress` counts steps; `busy`: computing, so the count should grow; `call` is that of
     the collective this rank is in, or empty."""
 
     progress: int
     busy: bool
-    call: Annotated[bytes, msgspec.Meta(max_length=wire.HEADER_BYTES)] = b""
+    call: Annotated[bytes, msgspec.Meta(max_length=wire.CALL_BYTES)] = b""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -69,7 +71,7 @@ class Heartbeat:
 class _Peer:
     """What is known of the rank at the other end of a control link."""
 
-    def __init__(self, sock: socket.socket, rank: int, name: str, heard: float) -> None:
+    def __init__(self, sock: socket.socket, rank: int, name: str, heard: float, relayed: bool) -> None:
         self.sock = sock
         self.rank = rank
         self.name = name
@@ -79,11 +81,14 @@ class _Peer:
         self.moved = heard  # when its counter last grew, or it was idle
         self.call = b""
         self.left = False
+        self.relayed = relayed
+        self.ended = math.inf  # when its link did
 
 
 class ControlPlane:
     """This rank's side of the star, asleep until `start`. Peers, which may still be forming the ring, have
-    `patience_s` longer for their first beat."""
+    `patience_s` longer for their first beat. What becomes of `relayed` ones may be the fault of a rank on
+    the way, so who is nearer to it has a moment to say so."""
 
     def __init__(
         self,
@@ -92,13 +97,16 @@ class ControlPlane:
         names: list[str],
         heartbeat: Heartbeat,
         patience_s: float = 0.0,
+        relayed: Collection[int] = (),
     ) -> None:
         self.rank = rank
         self.failure: PeerError | None = None
         self._names = names
         self._heartbeat = heartbeat
         now = time.monotonic()
-        self._peers = {peer: _Peer(sock, peer, names[peer], now + patience_s) for peer, sock in links.items()}
+        self._peers = {
+            peer: _Peer(sock, peer, names[peer], now + patience_s, peer in relayed) for peer, sock in links.items()
+        }
         for peer in self._peers.values():
             peer.sock.setblocking(False)
         self._calls: tuple[bytes, ...] = ()
@@ -110,7 +118,7 @@ class ControlPlane:
         self._thread = threading.Thread(target=self._run, name="ringlm-control", daemon=True)
 
     def start(self, call: Callable[[], bytes], on_failure: Callable[[PeerError], None]) -> None:
-        """Begin. `call` returns the header of the collective under way, or nothing; `on_failure` must shut
+        """Begin. `call` returns the call that is under way, or nothing; `on_failure` must shut
         the data links, and runs on any thread."""
         self._call = call
         self._on_failure = on_failure
@@ -208,7 +216,10 @@ class ControlPlane:
         for peer in self._peers.values():
             if peer.left:
                 continue
-            if now - peer.heard > silence_s:
+            grace_s = _GRACE_S if peer.relayed else 0.0
+            if now - peer.ended > grace_s:
+                what = "is lost: it ended, or its link was cut."
+            elif now - peer.heard > silence_s + grace_s:
                 what = f"is lost: silent for {silence_s:g} s; it is stopped, or cut off."
             elif now - peer.moved > stall_s:
                 what = f"is stuck: it answers, but its step has not moved for {stall_s:g} s."
@@ -223,7 +234,7 @@ class ControlPlane:
             return
         for peer in self._peers.values():
             # Sizes may differ where ranks send their own; the rest may not.
-            if peer.call[:-8] != mine[:-8]:
+            if wire.contradict(mine, peer.call):
                 self.fail(DesyncError(wire.mismatch(0, mine, peer.name, peer.call), peer.rank))
 
     def _receive(self, peer: _Peer) -> bool:
@@ -235,7 +246,8 @@ class ControlPlane:
         except OSError:
             data = b""
         if not data:
-            if not peer.left:
+            peer.ended = time.monotonic()
+            if not peer.left and not peer.relayed:
                 self.fail(PeerLostError(f"{peer.name} is lost: it ended, or its link was cut.", peer.rank))
             return False
         peer.heard = time.monotonic()

@@ -1,9 +1,10 @@
 """From a RingConfig to a connected Ring: neighbours first, then everybody.
 
-1. Listen. 2. Dial the right neighbour and await the left one. 3. Pass everybody's card (where it can be
-reached, on which machine it runs) once round. 4. Open a data link between every pair, the lower rank
-dialling, and a control link from every rank to rank 0. So two terminals need no master port. Without
-RING_RIGHT the neighbour's address comes from a torch TCPStore at the master, as torchrun runs one.
+1. Listen. 2. Dial the right neighbour and await the left one. 3. Tell everybody by whom each can be
+reached, and on which machine it runs. 4. Open a data link between every pair and a control link from
+every rank to rank 0; where no way leads straight there, by way of the ranks between. So two terminals
+need no master port, and machines in a chain of cables need no other network. Without RING_RIGHT the
+neighbour's address comes from a torch TCPStore at the master, as torchrun runs one.
 """
 
 from __future__ import annotations
@@ -11,38 +12,30 @@ from __future__ import annotations
 import math
 import os
 import socket
+import threading
 import time
 from collections import Counter
-from typing import Annotated
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
-from ringlm.errors import AuthenticationError, ConfigError, ConnectError
+from ringlm.errors import AuthenticationError, ConfigError, ConnectError, RingError
 from ringlm.ring.address import Address, core_count, is_loopback, machine_id, network_id
-from ringlm.ring.collectives import DIRECT_BYTES, SEGMENT_BYTES, Ring
+from ringlm.ring.algorithms import Limits
+from ringlm.ring.cards import Card, Chain, Port, reach
 from ringlm.ring.config import RingConfig
 from ringlm.ring.control import ControlPlane, Heartbeat
 from ringlm.ring.handshake import Handshake, Hello, RefusedError, initiate
 from ringlm.ring.link import Link
 from ringlm.ring.listener import Listener
-from ringlm.ring.sockets import dial, listen, receive_exactly, send_all, tune
+from ringlm.ring.relay import Relays
+from ringlm.ring.ring import SEGMENT_BYTES, Ring
+from ringlm.ring.sockets import dial, interface_address, listen, local_addresses, spoken, tune
 
-_MAX_CARD_BYTES = 1 << 12
 _LINGER_S = 1.5  # longer than a dialler pauses
-
-_Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-
-
-class Card(msgspec.Struct, frozen=True, array_like=True):
-    """What a rank tells the others of itself, and by which address it reached its right neighbour."""
-
-    rank: int
-    hosts: list[str]
-    port: _Port
-    right: tuple[str, _Port]
-    machine: str
-    network: str
-    cores: int
+_PATIENCE_S = 0.5  # for the first link of the last rank, once everybody is here
+_TRIES = 2  # to reach a rank that is known to listen, before other ranks are asked to lead there
 
 
 def connect(
@@ -51,13 +44,13 @@ def connect(
     fingerprint: str = "",
     heartbeat: Heartbeat | None = None,
     segment_bytes: int = SEGMENT_BYTES,
-    direct_bytes: int = DIRECT_BYTES,
+    direct_bytes: int = Limits().direct,
 ) -> Ring:
     """Form the ring that `config` describes; returns once this rank has all its links.
 
     Ranks whose non-empty `fingerprint` differ refuse each other. With a `heartbeat` collectives have no
     deadline of their own and fail when a peer does; without one they fail after `config.timeout_s`.
-    `segment_bytes` (8 at least) and `direct_bytes` are the same on every rank. Raises ConfigError,
+    `segment_bytes` (a multiple of 16) and `direct_bytes` are the same on every rank. Raises ConfigError,
     ConnectError or AuthenticationError.
     """
     if config.world_size == 1:
@@ -83,51 +76,91 @@ class _Forming:
         self.fingerprint = fingerprint
         self.deadline = time.monotonic() + config.connect_timeout_s
         self.opened: list[socket.socket] = []
-        self.listener = Listener(sockets, config.rank, config.secret, self._admit)
+        self.cards: list[Card] = []
+        self.informed = threading.Event()  # the cards are here
+        self.relayed: set[int] = set()  # ranks that this one reached by way of others
+        self.relays = Relays()
+        self.listener = Listener(sockets, config.rank, config.secret, self._admit, self._relay)
 
     def run(self, heartbeat: Heartbeat | None, segment_bytes: int, direct_bytes: int) -> Ring:
         config = self.config
-        rank, world_size = config.rank, config.world_size
-        right_rank, left_rank = (rank + 1) % world_size, (rank - 1) % world_size
+        rank, world_size, last = config.rank, config.world_size, config.world_size - 1
         address = config.right or self._from_store()
-        right = self._dial("ring", right_rank, [address])
-        left = self._take("ring", left_rank)
-        cards = self._circulate(right, left, address)
-        names = [f"rank {card.rank} ({_reach(cards, card.rank, rank)[0]})" for card in cards]
+        # The last rank's right neighbour may be out of reach, so it is dialled in the background.
+        first_try = None
+        if rank == last:
+            first_try = _InBackground(partial(self._dial, "ring", 0, [address]), self.listener.fail)
+        right = None if rank == last else self._dial("ring", rank + 1, [address])
+        left = self._take("ring", rank - 1) if rank > 0 else None
+        while left is not None and rank == last and not spoken(left, self.deadline):
+            left = self._take("ring", rank - 1)  # it was ended before all were here, and may be started again
+        chain = Chain(rank, world_size, left, right, self.deadline)
+        cards = self.cards = chain.share(self._card(left, right, address), Card)
+        if [card.rank for card in cards] != list(range(world_size)):
+            raise ConnectError(f"the ring is not one ring of {world_size} ranks; check every RING_RIGHT.")
+        self.informed.set()
 
-        links: dict[int, socket.socket] = {}
-        if world_size > 2:
-            links = {right_rank: right, left_rank: left}
-        else:  # both neighbours are the other rank: the link that rank 0 dialled carries the data
-            links = {right_rank: right if rank == 0 else left}
-            (left if rank == 0 else right).close()
+        links = {peer: sock for peer, sock in ((rank - 1, left), (rank + 1, right)) if sock is not None}
         control: dict[int, socket.socket] = {}
         if rank != 0:
-            control[0] = self._dial("control", 0, _reach(cards, 0, rank))
-        for peer in range(world_size):
-            if peer not in links and peer > rank:
-                links[peer] = self._dial("mesh", peer, _reach(cards, peer, rank))
-        for peer in range(world_size):
-            if peer not in links and peer < rank:
+            control[0] = self._open("control", 0)
+        if first_try is not None:
+            around = first_try.result(_PATIENCE_S)
+            if world_size > 2:
+                links[0] = around or self._open("ring", 0)
+            elif around is not None:
+                around.close()  # the link that rank 0 dialled carries the data
+        for peer in range(rank + 2, world_size):
+            if (rank, peer) != (0, last):
+                links[peer] = self._open("mesh", peer)
+        for peer in range(rank - 1):
+            if peer not in links:
                 links[peer] = self._take("mesh", peer)
+        if rank == 0 and world_size > 2:
+            links[last] = self._take("ring", last)
         if rank == 0:
             control = {peer: self._take("control", peer) for peer in range(1, world_size)}
+        # Who was reached by way of others, as both ends must know; and nobody begins before all are here.
+        detours = chain.share(sorted(self.relayed), list[int])
+        pairs = {(min(one, other), max(one, other)) for one, others in enumerate(detours) for other in others}
+        if pairs:  # a failure must reach everybody, whichever cable it takes away
+            if rank > 1:
+                control[rank - 1] = self._open("control", rank - 1)
+            if 0 < rank < last:
+                control[rank + 1] = self._take("control", rank + 1)
         self.listener.complete = True
+        return self._ring(links, control, pairs, heartbeat, segment_bytes, direct_bytes)
 
+    def _ring(
+        self,
+        links: dict[int, socket.socket],
+        control: dict[int, socket.socket],
+        relayed: set[tuple[int, int]],
+        heartbeat: Heartbeat | None,
+        segment_bytes: int,
+        direct_bytes: int,
+    ) -> Ring:
+        config, cards, rank = self.config, self.cards, self.config.rank
+        names = [f"rank {card.rank} ({reach(cards, card.rank, rank)[0]})" for card in cards]
         machines = Counter(card.machine for card in cards)
         beat = heartbeat or Heartbeat(silence_s=math.inf)
-        patience_s = self.deadline - time.monotonic()
+        crowded = any(machines[card.machine] > card.cores for card in cards)
+        for sock in links.values():
+            tune(sock, crowded)
+        far = {other for pair in relayed if rank in pair for other in pair}
         return Ring(
             rank,
-            world_size,
+            config.world_size,
             [Link(sock, peer, names[peer]) for peer, sock in links.items()],
-            control=ControlPlane(rank, control, names, beat, patience_s),
+            control=ControlPlane(rank, control, names, beat, self.deadline - time.monotonic(), far),
             listener=self.listener,
+            relays=self.relays,
             timeout_s=config.timeout_s if heartbeat is None else math.inf,
             machine_ranks=machines[cards[rank].machine],
-            crowded=any(machines[card.machine] > card.cores for card in cards),
+            crowded=crowded,
+            relayed=relayed,
             segment_bytes=segment_bytes,
-            direct_bytes=direct_bytes,
+            limits=Limits(direct_bytes, segment_bytes, direct_bytes),
         )
 
     def discard(self) -> None:
@@ -135,6 +168,7 @@ class _Forming:
         self.listener.close()
         for sock in self.opened:
             sock.close()
+        self.relays.close()
 
     def _admit(self, hello: Hello) -> None:
         """Refuse a dialler that does not belong in this ring."""
@@ -151,7 +185,8 @@ class _Forming:
             )
         if not 0 <= hello.rank < config.world_size or hello.rank == config.rank:
             raise RefusedError(f"this port is rank {hello.rank}'s; give every rank a number of its own.")
-        if hello.purpose not in ("ring", "mesh", "control"):
+        onward = hello.purpose == "relay" and 0 <= hello.beyond < config.world_size and hello.beyond != config.rank
+        if hello.purpose not in ("ring", "mesh", "control") and not onward:
             raise RefusedError(f"links for {hello.purpose!r} are not known here.")
         if hello.purpose == "ring" and hello.rank != (config.rank - 1) % config.world_size:
             raise RefusedError(f"rank {hello.rank} is not the left neighbour of rank {config.rank}; check RING_RIGHT.")
@@ -163,56 +198,86 @@ class _Forming:
                 "every rank needs the same model."
             )
 
-    def _dial(self, purpose: str, peer: int, addresses: list[Address]) -> socket.socket:
+    def _hello(self, purpose: str, to: int, beyond: int = -1) -> Hello:
+        return Hello(purpose, self.config.rank, to, self.config.world_size, 0, self.fingerprint, beyond)
+
+    def _dial(
+        self,
+        purpose: str,
+        peer: int,
+        addresses: list[Address],
+        tries: int | None = None,
+        unwanted: threading.Event | None = None,
+    ) -> socket.socket:
+        return self._say((self._hello(purpose, peer),), peer, addresses, tries, unwanted)
+
+    def _say(
+        self,
+        hellos: tuple[Hello, ...],
+        peer: int,
+        addresses: list[Address],
+        tries: int | None = None,
+        unwanted: threading.Event | None = None,
+    ) -> socket.socket:
+        """Dial a rank and make these handshakes, one after the other."""
         config = self.config
-        hello = Hello(purpose, config.rank, peer, config.world_size, 0, self.fingerprint)
 
         def handshake(name: str) -> Handshake:
-            return initiate(hello, config.secret, name)
+            for hello in hellos:
+                yield from initiate(hello, config.secret, name)
 
-        sock = dial(addresses, handshake, f"rank {peer}", self.deadline)
+        source = interface_address(config.interface) if config.interface else None
+        sock = dial(addresses, handshake, f"rank {peer}", self.deadline, source=source, tries=tries, unwanted=unwanted)
         self.opened.append(sock)
         return sock
+
+    def _open(self, purpose: str, peer: int) -> socket.socket:
+        """A link to a rank that listens: straight there, or by way of the ranks between."""
+        rank = self.config.rank
+        try:
+            return self._dial(purpose, peer, reach(self.cards, peer, rank), _TRIES)
+        except ConnectError:
+            if abs(peer - rank) == 1:
+                raise
+        self.relayed.add(peer)
+        hop = rank + 1 if peer > rank else rank - 1
+        return self._say(
+            (self._hello("relay", hop, peer), self._hello(purpose, peer)), peer, reach(self.cards, hop, rank)
+        )
+
+    def _relay(self, sock: socket.socket, beyond: int) -> None:
+        """A rank asks this one for a link to rank `beyond`."""
+        rank = self.config.rank
+        hop = rank + 1 if beyond > rank else rank - 1
+
+        def onward() -> socket.socket:
+            if not self.informed.wait(max(0.0, self.deadline - time.monotonic())):
+                raise ConnectError(f"rank {rank} does not know yet where rank {beyond} is.")
+            addresses = reach(self.cards, hop, rank)
+            hellos = (self._hello("relay", hop, beyond),) if hop != beyond else ()
+            return self._say(hellos, hop, addresses, _TRIES)
+
+        self.relays.open(sock, onward)
 
     def _take(self, purpose: str, peer: int) -> socket.socket:
         sock = self.listener.take(purpose, peer, self.deadline)
         self.opened.append(sock)
         return sock
 
-    def _circulate(self, right: socket.socket, left: socket.socket, right_address: Address) -> list[Card]:
-        """Everybody's card, by passing what is known to the right world size - 1 times."""
-        rank, world_size = self.config.rank, self.config.world_size
-        hosts = sorted({str(sock.getsockname()[0]) for sock in (right, left)}, key=is_loopback)
-        mine = Card(
-            rank,
-            hosts,
+    def _card(self, left: socket.socket | None, right: socket.socket | None, address: Address) -> Card:
+        config = self.config
+        hosts = {str(sock.getsockname()[0]) for sock in (left, right) if sock is not None}
+        if config.interface is None and config.secret is not None:
+            hosts |= set(local_addresses())
+        return Card(
+            config.rank,
+            sorted(hosts, key=lambda host: (is_loopback(host), host)),
             self.listener.port,
-            (right_address.host, right_address.port),
+            (address.host, address.port),
             machine_id(),
             network_id(),
             core_count(),
         )
-        cards = {rank: mine}
-        latest = mine
-        try:
-            for _ in range(world_size - 1):
-                body = msgspec.msgpack.encode(latest)
-                send_all(right, len(body).to_bytes(2, "little") + body, self.deadline)
-                length = int.from_bytes(receive_exactly(left, 2, self.deadline), "little")
-                if length > _MAX_CARD_BYTES:
-                    raise ConnectError(f"the left neighbour of rank {rank} announced a card of {length:,} bytes.")
-                latest = msgspec.msgpack.decode(receive_exactly(left, length, self.deadline), type=Card)
-                cards[latest.rank] = latest
-            for sock in (right, left):
-                tune(sock)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ConnectError(
-                f"a neighbour of rank {rank} left while the ring was being formed ({error}); see its own message, "
-                "and start all ranks again."
-            ) from None
-        if sorted(cards) != list(range(world_size)):
-            raise ConnectError(f"the ring is not one ring of {world_size} ranks; check every RING_RIGHT.")
-        return [cards[r] for r in range(world_size)]
 
     def _from_store(self) -> Address:
         """The right neighbour's listening address, by way of a TCPStore at the master."""
@@ -238,7 +303,7 @@ class _Forming:
             ring = f"ringlm/{run}/{store.add(f'ringlm/{run}/rings of {config.rank}', 1)}"
             own = Address(_local_host(master), self.listener.port)
             store.set(f"{ring}/{config.rank}", msgspec.json.encode(own).decode())
-            host, port = msgspec.json.decode(store.get(f"{ring}/{right}"), type=tuple[str, _Port])
+            host, port = msgspec.json.decode(store.get(f"{ring}/{right}"), type=tuple[str, Port])
             # The store's owner must not close it before everybody has read.
             store.add(f"{ring}/done", 1)
             while config.rank == 0 and not hosted and store.add(f"{ring}/done", 0) < config.world_size:
@@ -261,14 +326,34 @@ def _local_host(master: Address) -> str:
         return str(probe.getsockname()[0])
 
 
-def _reach(cards: list[Card], peer: int, rank: int) -> list[Address]:
-    """Where `rank` can try to reach `peer`, the likeliest first: as its left neighbour did, then at the
-    addresses of its machine; loopback only from the same one."""
-    left, card, network = cards[(peer - 1) % len(cards)], cards[peer], cards[rank].network
-    addresses = [Address(*left.right)] if left.network == network or not is_loopback(left.right[0]) else []
-    for neighbour in (card, *cards):
-        if neighbour.network == card.network:
-            addresses += [
-                Address(host, card.port) for host in neighbour.hosts if card.network == network or not is_loopback(host)
-            ]
-    return list(dict.fromkeys(addresses)) or [Address(*left.right)]
+class _InBackground:
+    """A link that is dialled on a thread of its own; `failed` is told why, if others wait in vain then."""
+
+    def __init__(self, dial: Callable[..., socket.socket], failed: Callable[[RingError], None]) -> None:
+        self._dial = dial
+        self._failed = failed
+        self._sock: socket.socket | None = None
+        self._unwanted = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="ringlm-dial", daemon=True)
+        self._thread.start()
+
+    def result(self, patience_s: float) -> socket.socket | None:
+        """The link, or None if it is not there after `patience_s`; then it is wanted no more."""
+        self._thread.join(patience_s)
+        with self._lock:
+            self._unwanted.set()
+            return self._sock
+
+    def _run(self) -> None:
+        try:
+            sock = self._dial(unwanted=self._unwanted)
+        except RingError as error:
+            if not self._unwanted.is_set():
+                self._failed(error)
+            return
+        with self._lock:
+            if self._unwanted.is_set():
+                sock.close()
+            else:
+                self._sock = sock

@@ -24,17 +24,18 @@ import msgspec
 
 from ringlm.errors import AuthenticationError, ConnectError
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAGIC = b"ringlm"
 MAX_MESSAGE = 2048
 _SECRET_FLAG = 1
 _CONFIRMATION = b"ready"
 
-Handshake = Generator[int | bytes, bytes, "Hello"]
+Handshake = Generator[int | bytes, bytes, Any]  # returns the hello as agreed
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
-    """What a dialler says of itself. `purpose` is ring, mesh or control; `to` is the rank it wants."""
+    """What a dialler says of itself. `purpose` is ring, mesh, control or relay; `to` is the rank it wants, and
+    `beyond`, of a relay, the one to which that is to lead."""
 
     purpose: str
     rank: int
@@ -42,6 +43,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     world_size: int
     epoch: int
     fingerprint: str
+    beyond: int = -1
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):

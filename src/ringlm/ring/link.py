@@ -1,44 +1,96 @@
-"""A data link: one TCP connection to one peer, and how ranks wait for bytes on several of them.
+"""A data link: one connection to one peer, its memory for what comes, and small frames without detours.
 
-Both directions move at once and nothing blocks while there is something to do, so no payload can
-deadlock. Waiting yields the core for SPIN_S, then sleeps in the kernel: a spinning rank would hold the
-core that its peer needs, a sleeping one takes tens of microseconds to wake.
+What it does not know: what the bytes of a frame mean, and messages of many frames (`lane`).
 """
 
 from __future__ import annotations
 
-import selectors
 import socket
 import time
-from collections import deque
 from collections.abc import Sequence
 
-from ringlm.errors import CollectiveTimeoutError, PeerLostError
+import torch
+
+from ringlm.errors import PeerLostError
+from ringlm.ring import wire
 from ringlm.ring.sockets import yield_core
 from ringlm.ring.wire import HEADER_BYTES
 
-SPIN_S = 50e-6
-_POLL_S = 0.5  # a sleeping rank looks this often at its deadline
-_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # cheapest to make for a single wait
 _NOW = socket.MSG_DONTWAIT
-_PIECE = 1 << 20  # of one send call; more gains nothing
+_MAX_SLICES = 64
+
+
+class Letter:
+    """A message of a `send` that came before its receiver asked for it."""
+
+    __slots__ = ("body", "call")
+
+    def __init__(self, call: bytes, body: bytearray) -> None:
+        self.call = call
+        self.body = body
+
+
+class Mailbox:
+    """The letters that have come and that nobody has asked for yet, `limit` bytes of them at most."""
+
+    def __init__(self, limit: int = wire.MAX_MESSAGE_BYTES) -> None:
+        self.letters: list[Letter] = []
+        self._room = limit
+
+    def reserve(self, nbytes: int) -> bytearray:
+        """Memory for a letter. Raises ValueError where there is no more room."""
+        if nbytes > self._room:
+            raise ValueError(f"{nbytes:,} bytes were sent that this rank has not asked for; call recv")
+        self._room -= nbytes
+        return bytearray(nbytes)
+
+    def take(self, letter: Letter) -> bytearray:
+        """Out of the box."""
+        self.letters.remove(letter)
+        self._room += len(letter.body)
+        return letter.body
 
 
 class Link:
     """A tuned, connected socket to rank `peer`, which `name` names in errors."""
 
-    __slots__ = ("header", "name", "peer", "sock")
+    __slots__ = ("_scratch", "_slices", "header", "mailbox", "name", "peer", "sock")
 
     def __init__(self, sock: socket.socket, peer: int, name: str) -> None:
         self.sock = sock
         self.peer = peer
         self.name = name
-        self.header = bytearray(HEADER_BYTES)  # the peer's header of the collective under way
+        self.header = bytearray(HEADER_BYTES)  # of the frame under way
+        self.mailbox = Mailbox()
+        self._scratch: torch.Tensor | None = None
+        self._slices: dict[tuple[torch.dtype, int], tuple[torch.Tensor, memoryview]] = {}
+
+    def scratch(self, dtype: torch.dtype, length: int) -> tuple[torch.Tensor, memoryview]:
+        """Memory for `length` elements that this peer sends, as a tensor and as bytes; the same at every call."""
+        found = self._slices.get((dtype, length))
+        if found is None:
+            nbytes = length * dtype.itemsize
+            if len(self._slices) >= _MAX_SLICES:
+                self._slices.clear()
+            if self._scratch is None or self._scratch.nbytes < nbytes:
+                self._scratch = torch.empty(nbytes, dtype=torch.uint8)
+                self._slices.clear()
+            tensor = self._scratch[:nbytes].view(dtype)
+            found = self._slices[dtype, length] = tensor, wire.view(tensor)
+        return found
 
     def lost(self, error: OSError | None = None) -> PeerLostError:
         """The error for a connection that has ended."""
         how = f"broke: {error.strerror or error}" if error is not None else "was closed"
         return PeerLostError(f"{self.name} is lost: its link {how}.", self.peer)
+
+    def damaged(self, call: bytes | bytearray) -> PeerLostError:
+        """The error for bytes that are not those which the peer sent."""
+        return PeerLostError(
+            f"{self.name} is lost: its link damages what it carries; the checksum of a frame was wrong "
+            f"in {wire.describe(call)}. Look at the cable, the switch and the memory of both machines.",
+            self.peer,
+        )
 
     def shut(self) -> None:
         """End both directions, waking whoever waits on this link; safe from another thread."""
@@ -57,132 +109,49 @@ class Link:
             raise self.lost(error) from error
 
     def receive_first(self, into: memoryview, spin_s: float) -> int:
-        """Whatever has arrived of header and body, waiting up to `spin_s` for the first byte; 0 for none."""
-        sock, buffers = self.sock, (self.header, into)
-        stop = 0.0
-        while True:
-            try:
-                got = sock.recvmsg_into(buffers, 0, _NOW)[0]
-            except BlockingIOError:
-                now = time.perf_counter()
-                if not stop:
-                    stop = now + spin_s
-                elif now > stop:
-                    break
-                yield_core()
-                continue
-            except OSError as error:
-                raise self.lost(error) from error
-            if got == 0:
-                raise self.lost()
-            return got
+        """What has arrived of header and body, waiting up to `spin_s` at a time, and asleep for the first byte
+        after that; 0 for none. A whole frame mostly, so that it needs no lane."""
+        sock, header, whole = self.sock, self.header, HEADER_BYTES + len(into)
+        got, stop = 0, 0.0
         try:
-            got = sock.recvmsg_into(buffers)[0]  # asleep, for as long as SO_RCVTIMEO allows
-        except BlockingIOError:
-            return 0
+            while True:
+                try:
+                    if got == 0:
+                        more = sock.recvmsg_into((header, into), 0, _NOW)[0]
+                    else:
+                        more = sock.recv_into(into[got - HEADER_BYTES :], 0, _NOW)
+                except BlockingIOError:
+                    now = time.perf_counter()
+                    if not stop:
+                        stop = now + spin_s
+                    elif now > stop:
+                        break
+                    yield_core()
+                    continue
+                if more == 0:
+                    raise self.lost()
+                got, stop = got + more, 0.0
+                if got == whole or got < HEADER_BYTES:
+                    return got
+            if got == 0:
+                try:
+                    got = sock.recvmsg_into((header, into))[0]  # asleep, for as long as SO_RCVTIMEO allows
+                except BlockingIOError:
+                    return 0
+                if got == 0:
+                    raise self.lost()
         except OSError as error:
             raise self.lost(error) from error
-        if got == 0:
-            raise self.lost()
         return got
 
-
-class Lane:
-    """What one link has yet to send and to receive in a collective: two queues of buffers."""
-
-    __slots__ = ("incoming", "link", "outgoing", "sent")
-
-    def __init__(self, link: Link, outgoing: Sequence[memoryview | bytes] = ()) -> None:
-        self.link = link
-        self.sent = 0
-        self.outgoing: deque[memoryview] = deque()
-        self.incoming: deque[memoryview] = deque()
-        for buffer in outgoing:
-            self.send(buffer)
-
-    def send(self, buffer: memoryview | bytes) -> None:
-        """Queue bytes to send after what is queued."""
-        if len(buffer):
-            self.outgoing.append(memoryview(buffer))
-
-    def receive(self, buffer: memoryview) -> None:
-        """Queue memory to fill after what is queued."""
-        if len(buffer):
-            self.incoming.append(buffer)
-
-    def move(self) -> bool:
-        """Send and receive what the kernel takes and has at once; whether any byte moved."""
-        moved = False
+    def peek(self) -> bytes:
+        """The header that comes next, left where it is; fewer bytes where it has not come whole."""
         try:
-            while self.outgoing:
-                buffer = self.outgoing[0]
-                sent = self.link.sock.send(buffer[:_PIECE], _NOW)
-                moved = True
-                self.sent += sent
-                self._advance(self.outgoing, sent)
+            head = self.sock.recv(HEADER_BYTES, _NOW | socket.MSG_PEEK)
         except BlockingIOError:
-            pass
+            return b""
         except OSError as error:
-            raise self.link.lost(error) from error
-        try:
-            while self.incoming:
-                got = self.link.sock.recv_into(self.incoming[0], 0, _NOW)
-                if got == 0:
-                    raise self.link.lost()
-                moved = True
-                self._advance(self.incoming, got)
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            raise self.link.lost(error) from error
-        return moved
-
-    @staticmethod
-    def _advance(queue: deque[memoryview], nbytes: int) -> None:
-        if nbytes == len(queue[0]):
-            queue.popleft()
-        else:
-            queue[0] = queue[0][nbytes:]
-
-
-def pump(lanes: Sequence[Lane], deadline: float, spin_s: float, *, sent: int | None = None) -> None:
-    """Move bytes until every lane has received what it awaits and sent what it holds, or `sent` bytes at least.
-
-    Raises PeerLostError, or CollectiveTimeoutError naming the first peer that is behind at `deadline`
-    (on `time.perf_counter`).
-    """
-    stop = 0.0
-    while True:
-        moved = False
-        for lane in lanes:
-            if lane.outgoing or lane.incoming:
-                moved |= lane.move()
-        waiting = [lane for lane in lanes if lane.incoming or (lane.outgoing and (sent is None or lane.sent < sent))]
-        if not waiting:
-            return
-        if moved:
-            stop = 0.0
-            continue
-        now = time.perf_counter()
-        if now >= deadline:
-            late = waiting[0].link
-            raise CollectiveTimeoutError(
-                f"{late.name} did not take part in the collective in time; it may be busy, stopped or gone.",
-                late.peer,
-            )
-        if not stop:
-            stop = now + spin_s
-        if now < stop:
-            yield_core()
-            continue
-        _sleep(lanes, min(_POLL_S, deadline - now))
-
-
-def _sleep(lanes: Sequence[Lane], timeout_s: float) -> None:
-    """Until a link can move bytes, or the time has passed."""
-    with _Selector() as selector:
-        for lane in lanes:
-            events = (selectors.EVENT_READ if lane.incoming else 0) | (selectors.EVENT_WRITE if lane.outgoing else 0)
-            if events:
-                selector.register(lane.link.sock, events)
-        selector.select(timeout_s)
+            raise self.lost(error) from error
+        if not head:
+            raise self.lost()
+        return head

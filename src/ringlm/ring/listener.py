@@ -59,11 +59,17 @@ class _Pending:
 
 
 class Listener:
-    """Accepts links on `sockets` until closed. `admit` raises RefusedError for a hello that is not wanted.
+    """Accepts links on `sockets` until closed. `admit` raises RefusedError for a hello that is not wanted;
+    `relay` gets the links that are to lead to another rank, and its number.
     `complete`: every link that belongs here has been taken."""
 
     def __init__(
-        self, sockets: list[socket.socket], rank: int, secret: bytes | None, admit: Callable[[Hello], None]
+        self,
+        sockets: list[socket.socket],
+        rank: int,
+        secret: bytes | None,
+        admit: Callable[[Hello], None],
+        relay: Callable[[socket.socket, int], None] | None = None,
     ) -> None:
         self.port = int(sockets[0].getsockname()[1])
         self.complete = False
@@ -71,6 +77,8 @@ class Listener:
         self._rank = rank
         self._secret = secret
         self._admit = admit
+        self._relay = relay
+        self._failure: RingError | None = None
         self._links: dict[tuple[str, int], socket.socket] = {}  # every link that was admitted
         self._waiting: dict[tuple[str, int], socket.socket] = {}  # those that nobody has taken yet
         self._changed = threading.Condition()
@@ -87,6 +95,8 @@ class Listener:
         key = (purpose, rank)
         with self._changed:
             while True:
+                if self._failure is not None:
+                    raise self._failure
                 sock = self._waiting.pop(key, None)
                 if sock is not None and not ended(sock):
                     return sock
@@ -101,6 +111,12 @@ class Listener:
                     )
                 self._changed.wait(left_s)
 
+    def fail(self, error: RingError) -> None:
+        """What others wait for will not come: `take` raises `error`."""
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Stop listening and drop connections nobody took. Idempotent."""
         if self._closed:
@@ -114,6 +130,8 @@ class Listener:
     def _check(self, hello: Hello) -> None:
         """Raises RefusedError."""
         self._admit(hello)
+        if hello.purpose == "relay":  # as many as are wanted, and as late
+            return
         held = self._links.get((hello.purpose, hello.rank))
         if held is not None and not ended(held):
             raise RefusedError(
@@ -186,6 +204,9 @@ class Listener:
             return
         self._selector.unregister(sock)
         del self._pending[sock]
+        if hello.purpose == "relay" and self._relay is not None:
+            self._relay(sock, hello.beyond)
+            return
         key = (hello.purpose, hello.rank)
         with self._changed:
             replaced = self._waiting.get(key)

@@ -21,5 +21,6 @@ def chunks(length: int, world_size: int) -> list[Span]:
 
 
 def segments(chunk: Span, length: int) -> list[Span]:
-    """`chunk` cut into pieces of at most `length` elements."""
-    return [Span(start, min(start + length, chunk.stop)) for start in range(chunk.start, chunk.stop, length)]
+    """`chunk` cut into pieces of at most `length` elements; one, empty, of an empty chunk."""
+    starts = range(chunk.start, chunk.stop, length) or [chunk.start]
+    return [Span(start, min(start + length, chunk.stop)) for start in starts]

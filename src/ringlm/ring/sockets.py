@@ -8,17 +8,20 @@ import os
 import random
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
 
-from ringlm.errors import ConfigError, ConnectError
+from ringlm.errors import AuthenticationError, ConfigError, ConnectError
 from ringlm.ring.address import Address, is_loopback
 from ringlm.ring.handshake import Handshake, RefusedError
 
 # Larger than 1 MiB gains nothing on loopback (docs/performance.md).
 _BUFFER_BYTES = 1 << 20
+_CROWDED_BUFFER_BYTES = 1 << 22  # where ranks take turns on a core, each gets further in its turn
 _BLOCK_S = 0.5  # a blocking call returns this often to look at its deadline
 _CONNECT_S = 5.0  # for one attempt to connect
+_KNOWN_CONNECT_S = 2.0  # to a peer that is known to listen
 _HANDSHAKE_S = 10.0  # for one handshake of a dialler
 
 if hasattr(os, "sched_yield"):
@@ -30,13 +33,13 @@ else:
         time.sleep(0)
 
 
-def tune(sock: socket.socket) -> None:
+def tune(sock: socket.socket, crowded: bool = False) -> None:
     """Options of every link: no Nagle, bounded blocking, keep-alive, and no pacing on loopback."""
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, option, _CROWDED_BUFFER_BYTES if crowded else _BUFFER_BYTES)
     limit = struct.pack("@ll", int(_BLOCK_S), int(_BLOCK_S % 1 * 1_000_000))
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         sock.setsockopt(socket.SOL_SOCKET, option, limit)
@@ -53,7 +56,7 @@ def listen(port: int, *, beyond_loopback: bool, interface: str | None) -> list[s
     `beyond_loopback`. Raises ConfigError when the port is taken, or the interface not allowed or unknown.
     """
     if interface is not None:
-        hosts = [_interface_address(interface)]
+        hosts = [interface_address(interface)]
         if not beyond_loopback and not is_loopback(hosts[0]):
             raise ConfigError(
                 f"--interface {interface} can be reached from other machines; listening there needs a shared "
@@ -101,7 +104,7 @@ def _bind(hosts: list[str], port: int) -> list[socket.socket]:
     return sockets
 
 
-def _interface_address(interface: str) -> str:
+def interface_address(interface: str) -> str:
     """`interface` as an address, or the IPv4 address of the interface of that name (Linux)."""
     try:
         socket.getaddrinfo(interface, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
@@ -119,6 +122,15 @@ def _interface_address(interface: str) -> str:
         raise ConfigError(
             f"--interface {interface}: no such network interface here; give its name or its address."
         ) from None
+
+
+def local_addresses() -> list[str]:
+    """The IPv4 addresses of this machine's interfaces, where the system tells (Linux)."""
+    found = []
+    for _, name in socket.if_nameindex():
+        with contextlib.suppress(ConfigError):
+            found.append(interface_address(name))
+    return found
 
 
 def run_blocking(handshake: Handshake, sock: socket.socket, deadline: float) -> None:
@@ -166,25 +178,50 @@ def ended(sock: socket.socket) -> bool:
         return True
 
 
-def dial(addresses: list[Address], handshake: Callable[[str], Handshake], what: str, deadline: float) -> socket.socket:
+def spoken(sock: socket.socket, deadline: float) -> bool:
+    """Wait until a peer says something, or `deadline` passes; False when it closes the link instead."""
+    sock.settimeout(max(0.001, deadline - time.monotonic()))
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+
+
+def dial(
+    addresses: list[Address],
+    handshake: Callable[[str], Handshake],
+    what: str,
+    deadline: float,
+    *,
+    source: str | None = None,
+    tries: int | None = None,
+    unwanted: threading.Event | None = None,
+) -> socket.socket:
     """Connect to the first address that answers and complete a handshake, again and again until `deadline`.
 
     Ranks start in any order, so refusals by the kernel and resets are retried with backoff; a final
-    refusal by a ringlm peer is not. `what` names the peer in errors. Raises ConnectError or
+    refusal by a ringlm peer is not. With `tries` the peer is known to listen, at one of the addresses: each
+    is tried that often, and what answers at the wrong ones means nothing. `what` names the peer in errors,
+    `source` is the own address to dial from, and `unwanted` ends it. Raises ConnectError or
     AuthenticationError; the socket returned is tuned.
     """
-    pause_s, last = 0.02, "no answer"
+    pause_s, last, turn = 0.02, "no answer", 0
     while True:
+        turn += 1
         for address in addresses:
+            connect_s = _CONNECT_S if tries is None else _KNOWN_CONNECT_S
             try:
-                return _attempt(address, handshake(f"{what} ({address})"), deadline)
-            except ConnectError as error:
-                if isinstance(error, RefusedError) and error.final:
+                return _attempt(address, handshake(f"{what} ({address})"), deadline, connect_s, source)
+            except (ConnectError, AuthenticationError) as error:
+                final = isinstance(error, AuthenticationError) or (isinstance(error, RefusedError) and error.final)
+                if final and tries is None:
                     raise
                 last = str(error).rstrip(".")
             except (OSError, UnicodeError) as error:
                 last = f"{address}: {getattr(error, 'strerror', None) or error}"
-        if time.monotonic() + pause_s >= deadline:
+        if time.monotonic() + pause_s >= deadline or turn == tries or (unwanted is not None and unwanted.is_set()):
             raise ConnectError(
                 f"{what} could not be reached at {' or '.join(map(str, addresses))}: {last}. "
                 "Is it started, with the same ports, and is no firewall between?"
@@ -193,8 +230,11 @@ def dial(addresses: list[Address], handshake: Callable[[str], Handshake], what: 
         pause_s = min(pause_s * 1.6, 1.0)
 
 
-def _attempt(address: Address, handshake: Handshake, deadline: float) -> socket.socket:
-    sock = socket.create_connection(address, timeout=max(0.001, min(_CONNECT_S, deadline - time.monotonic())))
+def _attempt(
+    address: Address, handshake: Handshake, deadline: float, connect_s: float, source: str | None
+) -> socket.socket:
+    timeout_s = max(0.001, min(connect_s, deadline - time.monotonic()))
+    sock = socket.create_connection(address, timeout_s, (source, 0) if source else None)
     try:
         if sock.getsockname() == sock.getpeername():
             raise ConnectionRefusedError(errno.ECONNREFUSED, "nobody listens there yet")  # TCP met itself

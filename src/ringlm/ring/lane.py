@@ -1,0 +1,305 @@
+"""Messages of any size over several links: lanes of frames, and how ranks wait for them.
+
+Both directions move at once and nothing blocks while there is something to do, so no payload can
+deadlock. Waiting yields the core for SPIN_S, then sleeps in the kernel: a spinning rank would hold the
+core that its peer needs, a sleeping one takes tens of microseconds to wake. What it does not know: what
+the bytes of a frame mean.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from ringlm.errors import CollectiveTimeoutError, DesyncError
+from ringlm.ring import wire
+from ringlm.ring.link import Letter, Link
+from ringlm.ring.sockets import yield_core
+from ringlm.ring.wire import HEADER_BYTES
+
+SPIN_S = 50e-6
+_POLL_S = 0.5  # a sleeping rank looks this often at its deadline
+_NOW = socket.MSG_DONTWAIT
+_NOTHING = memoryview(bytearray())
+
+
+class _Expected:
+    """A frame to come: which call's, where to (None: not known before its header is here), and what then."""
+
+    __slots__ = ("body", "call", "room", "then")
+
+    def __init__(
+        self, call: bytes, body: memoryview | None, then: Callable[[], None] | None, room: Room | None = None
+    ) -> None:
+        self.call = call
+        self.body = body
+        self.then = then
+        self.room = room
+
+
+Room = Callable[[int], memoryview]  # memory for a message of that many bytes; ValueError refuses it
+
+
+class Lane:
+    """What one link has yet to send and to receive in a call: two queues of frames.
+
+    `rank` is this rank, for errors.
+    """
+
+    __slots__ = (
+        "_body",
+        "_call",
+        "_carry",
+        "_frame_bytes",
+        "_got",
+        "_hashed",
+        "_hasher",
+        "_head",
+        "_in",
+        "_out",
+        "_rank",
+        "digest",
+        "link",
+    )
+
+    def __init__(self, link: Link, call: bytes, frame_bytes: int, rank: int) -> None:
+        self.link = link
+        self._call = call
+        self._frame_bytes = frame_bytes
+        self._rank = rank
+        self._out: deque[tuple[bytes, memoryview, bytes | None]] = deque()
+        self._head = self._body = _NOTHING  # what is left of the frame that is being sent
+        self._in: deque[_Expected] = deque()
+        self._got = 0  # bytes of the frame that is being received, header included
+        self._hasher: wire.Hasher | None = None  # of what has come of its body
+        self._hashed = 0
+        self.digest = b""  # of the frame that was received last
+        self._carry = b""  # received in the place of something else
+
+    # -- what is to be done --------------------------------------------------------------------
+
+    def send(self, body: memoryview, call: bytes | None = None, digest: bytes | None = None) -> None:
+        """Queue a message: a frame, or as many as it needs. `body` stays as it is until it is sent; `digest`
+        is that of a message of one frame, if it is known."""
+        for start in range(0, len(body) or 1, self._frame_bytes):
+            self._out.append((call or self._call, body[start : start + self._frame_bytes], digest))
+
+    def resume(self, head: bytes, body: memoryview, sent: int) -> None:
+        """Queue a message of one frame of which `sent` bytes have gone."""
+        self._head, self._body = memoryview(head)[sent:], body[max(0, sent - HEADER_BYTES) :]
+
+    def receive_rest(self, body: memoryview, got: int) -> None:
+        """Queue memory for a message of one frame of which `got` bytes are in the link's header and in `body`."""
+        self.receive(body)
+        self._got = got
+        if got >= HEADER_BYTES:
+            self._begin()
+            self._finish()
+
+    def receive(self, body: memoryview, call: bytes | None = None, then: Callable[[], None] | None = None) -> None:
+        """Queue memory to fill with a message of just this size; `then` is called once it is whole and right."""
+        length, step = len(body), self._frame_bytes
+        for start in range(0, length or 1, step):
+            last = start + step >= length
+            self._in.append(_Expected(call or self._call, body[start : start + step], then if last else None))
+
+    def receive_sized(self, room: Room) -> None:
+        """Queue a message whose size the peer tells; `room` gives it memory."""
+        self._in.append(_Expected(self._call, None, None, room))
+
+    def receive_letter(self, call: bytes) -> None:
+        """Expect a letter, whose call this is, before all else; it goes to the mailbox."""
+        mailbox = self.link.mailbox
+        try:
+            letter = Letter(call, mailbox.reserve(wire.Call.unpack(call).nbytes))
+        except ValueError as error:
+            raise self.desync(call, str(error)) from None
+        self._insert(call, memoryview(letter.body), lambda: mailbox.letters.append(letter))
+
+    @property
+    def sending(self) -> bool:
+        return bool(self._out) or len(self._head) > 0 or len(self._body) > 0
+
+    @property
+    def receiving(self) -> bool:
+        return bool(self._in)
+
+    # -- doing it ------------------------------------------------------------------------------
+
+    def move(self) -> bool:
+        """Send and receive what the kernel takes and has at once; whether any byte moved.
+
+        Raises PeerLostError, also for a damaged frame, or DesyncError.
+        """
+        sent = self.sending and self._push()
+        received = bool(self._in) and self._pull()
+        return sent or received
+
+    def _push(self) -> bool:
+        """One call: a rank that sends more before it reads lets the peer's bytes grow cold, and is a third slower."""
+        if not len(self._head) and not len(self._body):
+            call, body, digest = self._out.popleft()
+            self._head, self._body = memoryview(call + (digest or wire.digest(body))), body
+        try:
+            sent = self.link.sock.sendmsg((self._head, self._body), (), _NOW)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise self.link.lost(error) from error
+        head = len(self._head)
+        self._head, self._body = self._head[sent:], self._body[max(0, sent - head) :]
+        return True
+
+    def _pull(self) -> bool:
+        moved, header = False, memoryview(self.link.header)
+        try:
+            while self._in:
+                expected, before = self._in[0], self._got
+                body = _NOTHING if expected.body is None else expected.body
+                if before < HEADER_BYTES:
+                    self._got += self._read((header[before:], body))
+                    if self._got >= HEADER_BYTES:
+                        self._begin()
+                elif before < HEADER_BYTES + len(body):
+                    self._got += self._read((body[before - HEADER_BYTES :],))
+                moved = True
+                if not self._finish() and self._got > HEADER_BYTES:
+                    self._hash_part()
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise self.link.lost(error) from error
+        return moved
+
+    def _read(self, buffers: Sequence[memoryview]) -> int:
+        if self._carry:
+            done = 0
+            for buffer in buffers:
+                piece = self._carry[: len(buffer)]
+                buffer[: len(piece)] = piece
+                self._carry = self._carry[len(piece) :]
+                done += len(piece)
+            return done
+        got = self.link.sock.recvmsg_into(buffers, 0, _NOW)[0]
+        if got == 0:
+            raise self.link.lost()
+        return got
+
+    def _begin(self) -> None:
+        """The header is here: is it the one that was expected? A rank compares it before it waits for more."""
+        expected = self._in[0]
+        theirs = bytes(self.link.header[: wire.CALL_BYTES])
+        if expected.body is not None and theirs == expected.call:
+            return
+        if not wire.intact(theirs):
+            raise self.link.damaged(theirs)
+        nbytes = wire.Call.unpack(theirs).nbytes
+        try:
+            if expected.room is not None and wire.same_kind(theirs, expected.call):
+                if nbytes > wire.MAX_MESSAGE_BYTES:
+                    raise ValueError(f"more than {wire.MAX_MESSAGE_BYTES:,} bytes in one message")
+                self._in.popleft()
+                self._insert(theirs, expected.room(nbytes), None)
+            elif wire.is_letter(theirs):
+                if expected.body is not None:  # what was read beyond the header is the letter's, and more
+                    self._carry = bytes(expected.body[: self._got - HEADER_BYTES]) + self._carry
+                    self._got = HEADER_BYTES
+                self.receive_letter(theirs)
+            else:
+                raise self.desync(theirs)
+        except ValueError as error:
+            raise self.desync(theirs, str(error)) from None
+
+    def _insert(self, call: bytes, body: memoryview, then: Callable[[], None] | None) -> None:
+        """Expect a message before all others."""
+        waiting = list(self._in)
+        self._in.clear()
+        self.receive(body, call, then)
+        self._in.extend(waiting)
+
+    def _finish(self) -> bool:
+        """Go on to the next frame, if this one is here."""
+        expected = self._in[0]
+        if expected.body is None or self._got < HEADER_BYTES + len(expected.body):
+            return False
+        if self._hasher is None:
+            self.digest = wire.digest(expected.body)
+        else:
+            self._hash_part()
+            self.digest, self._hasher, self._hashed = self._hasher.digest(), None, 0
+        if self.link.header[wire.CALL_BYTES :] != self.digest:
+            raise self.link.damaged(expected.call)
+        self._in.popleft()
+        self._got = 0
+        if expected.then is not None:
+            expected.then()
+        return True
+
+    def _hash_part(self) -> None:
+        """Hash what has come of a body while it is in the cache."""
+        body = self._in[0].body
+        if body is not None:
+            self._hasher = self._hasher or wire.Hasher()
+            self._hasher.update(body[self._hashed : self._got - HEADER_BYTES])
+            self._hashed = self._got - HEADER_BYTES
+
+    def desync(self, theirs: bytes, why: str = "") -> DesyncError:
+        """The error for a peer whose header says something else."""
+        mine = self._in[0].call if self._in else self._call
+        text = wire.mismatch(self._rank, mine, self.link.name, theirs)
+        return DesyncError(f"{text} ({why}.)" if why else text, self.link.peer)
+
+
+def pump(lanes: Sequence[Lane], deadline: float, spin_s: float, *, received: bool = False) -> None:
+    """Move bytes until every lane has sent and received all that it holds; with `received`, received it.
+
+    Raises what `Lane.move` does, or CollectiveTimeoutError naming the first peer that is behind at
+    `deadline` (on `time.perf_counter`).
+    """
+    wait = Patience(deadline, spin_s)
+    while True:
+        moved = False
+        for lane in lanes:
+            moved |= lane.move()
+        waiting = [lane for lane in lanes if lane.receiving or (lane.sending and not received)]
+        if not waiting:
+            return
+        if moved:
+            wait.restart()
+        else:
+            wait.turn([(lane.link, lane.receiving, lane.sending) for lane in lanes], waiting[0].link)
+
+
+class Patience:
+    """A wait with nothing to do: yield the core at first, then sleep until a link is ready."""
+
+    def __init__(self, deadline: float, spin_s: float) -> None:
+        self._deadline = deadline
+        self._spin_s = spin_s
+        self._stop = 0.0
+
+    def restart(self) -> None:
+        """Something has moved."""
+        self._stop = 0.0
+
+    def turn(self, links: Sequence[tuple[Link, bool, bool]], late: Link) -> None:
+        """Wait a little for `links` (each: to read, to write). Raises CollectiveTimeoutError naming `late`."""
+        now = time.perf_counter()
+        if now >= self._deadline:
+            raise CollectiveTimeoutError(
+                f"{late.name} did not take part in the collective in time; it may be busy, stopped or gone.",
+                late.peer,
+            )
+        if not self._stop:
+            self._stop = now + self._spin_s
+        if now < self._stop:
+            yield_core()
+            return
+        poll = select.poll()
+        for link, read, write in links:
+            if read or write:
+                poll.register(link.sock, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
+        poll.poll(max(1.0, 1000.0 * min(_POLL_S, self._deadline - now)))
