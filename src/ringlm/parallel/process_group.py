@@ -29,10 +29,15 @@ def check_nccl(device: torch.device) -> None:
 
 
 def process_group(
-    comm: Communicator, backend: str, device: torch.device, host: str = "127.0.0.1", timeout_s: float = 300.0
+    comm: Communicator,
+    backend: str,
+    device: torch.device,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    timeout_s: float = 120.0,
 ) -> Group:
     """The gloo or nccl group of all of `comm`'s ranks, each of which calls this. `host` is an address of this rank's
-    that the others reach: rank 0's store listens there, and gloo's links on every rank.
+    that the others reach: rank 0's store listens there, on `port` (0: a free one), and gloo's links on every rank.
 
     Raises ConfigError for nccl without CUDA, and RingError where the group cannot be formed.
     """
@@ -40,7 +45,7 @@ def process_group(
         check_nccl(device)
     timeout = datetime.timedelta(seconds=timeout_s)
     try:
-        store = _store(comm, host, timeout)
+        store = _store(comm, host, port, timeout)
         if backend == "nccl":
             return _nccl(store, comm, device, timeout)
         return _gloo(store, comm, host, timeout)
@@ -48,13 +53,13 @@ def process_group(
         raise RingError(f"the {backend} group of {comm.world_size} ranks could not be formed: {error}") from error
 
 
-def _store(comm: Communicator, host: str, timeout: datetime.timedelta) -> Store:
+def _store(comm: Communicator, host: str, port: int, timeout: datetime.timedelta) -> Store:
     """Rank 0's key-value store, whose address goes to the others over `comm`."""
     if comm.rank != 0:
-        address, _, port = comm.broadcast_bytes(None).decode().rpartition(":")
-        return TCPStore(address, int(port), comm.world_size, False, timeout)
+        there, _, number = comm.broadcast_bytes(None).decode().rpartition(":")
+        return TCPStore(there, int(number), comm.world_size, False, timeout)
     # A listening socket of ours: torch's own would be open to every network that this machine is in.
-    listening = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     port = listening.getsockname()[1]
     store = TCPStore(
         host, port, comm.world_size, True, timeout, wait_for_workers=False, master_listen_fd=listening.detach()
