@@ -3,7 +3,7 @@
     python benchmarks/step.py [-m demo] [--quant int4] [--world-size 2] [--rank 0] [--position 64] [--json]
 
 The parts run by themselves, layer after layer, so that weights come from memory as they do in a step. Reductions are
-left out (`decode.py` shows the ring's share, `comm.py` what one costs): here the ring's other ranks are not there.
+left out (`decode.py` shows the ring's share, `ringlm bench comm` what one costs): the ring's other ranks are not there.
 """
 
 from __future__ import annotations

@@ -61,3 +61,18 @@ def test_a_split_has_one_weight_a_rank() -> None:
 def test_impossible_settings_are_refused_at_once(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Settings(**settings)
+
+
+def test_the_backend_is_agreed_on_as_other_settings_are() -> None:
+    assert agree([rank(0, backend="gloo"), rank(1)], 4096).backend == "gloo"
+    with pytest.raises(ConfigError, match="rank 1 was started with backend gloo and rank 0 with ring"):
+        agree([rank(0), rank(1, backend="gloo")], 4096)
+
+
+def test_nccl_is_for_cuda_on_every_rank() -> None:
+    cuda = [Capabilities(number, "cuda", ["float32"], Settings(backend="nccl")) for number in range(2)]
+    assert agree(cuda, 4096).backend == "nccl"
+    with pytest.raises(ConfigError, match="nccl needs CUDA on every rank, and rank 1 computes on cpu"):
+        agree([cuda[0], rank(1)], 4096)
+    with pytest.raises(ConfigError, match="rank 0 computes on cpu"):
+        agree([rank(0, backend="nccl")], 4096)

@@ -86,7 +86,6 @@ def test_what_is_asked_of_the_engine(
     ("arguments", "words"),
     [
         ({"tensor_parallel": 0}, "1 or more"),
-        ({"backend": "nccl"}, "not in this version"),
         ({"backend": "mpi"}, "choose ring"),
         ({"device": "tpu"}, "choose auto"),
         ({"dtype": "float64"}, "float32"),

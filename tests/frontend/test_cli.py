@@ -99,7 +99,6 @@ MISTAKES = [
     ("run -m demo --prompt x --temperature -1", "temperature is -1.0; it must be between 0 and 100"),
     ("run -m demo --prompt x --temperature hot", "'--temperature'"),
     ("run -m demo --prompt x --max-tokens 0", "max_tokens is 0"),
-    ("run -m demo --prompt x --backend nccl", "--backend nccl is not in this version"),
     ("run -m demo --prompt x --backend mpi", "choose ring, gloo, nccl"),
     ("run -m demo --prompt x --quant int5", "choose none, int8 or int4"),
     ("run -m demo --prompt x --device tpu", "choose auto, cpu, cuda or mps"),

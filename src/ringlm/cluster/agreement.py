@@ -25,7 +25,7 @@ from ringlm.models.config import dimensions
 from ringlm.models.loader import load_model
 from ringlm.parallel.communicator import Alone, Communicator
 from ringlm.parallel.shard import ShardPlan, plan_shards
-from ringlm.ring import Ring
+from ringlm.ring import Ring, RingConfig
 from ringlm.weights.files import ModelFiles, open_model
 
 log = logging.getLogger("ringlm")
@@ -75,14 +75,11 @@ def load(
     torch.set_grad_enabled(False)
     files = open_model(spec.model, spec.settings.format)
     device = pick_device(spec.device)
-    comm: Communicator = Alone()
-    machine_ranks = 1
-    if spec.world_size > 1:
-        ring = join(files.fingerprint)
-        comm, machine_ranks = ring, ring.machine_ranks
-    threads = spec.threads or threads_for(machine_ranks)
+    ring = join(files.fingerprint) if spec.world_size > 1 else None
+    threads = spec.threads or threads_for(1 if ring is None else ring.machine_ranks)
     torch.set_num_threads(threads)
-    settings, plan = _agree(comm, files, spec, device)
+    settings, plan = _agree(ring or Alone(), files, spec, device)
+    comm = _communicator(ring, settings.backend, device, spec.ring)
     dtype = getattr(torch, settings.dtype)
     assert settings.context is not None
     assert settings.max_seqs is not None
@@ -115,6 +112,26 @@ def load(
         ranks=[msgspec.msgpack.decode(data, type=RankReport) for data in reports or ()],
     )
     return Loaded(Runner(model, model.new_cache(settings.max_seqs), comm), comm, ready)
+
+
+def _communicator(ring: Ring | None, backend: str, device: torch.device, config: RingConfig | None) -> Communicator:
+    """What carries tensors and step messages: the ring, or a torch.distributed group of its ranks."""
+    if ring is None or config is None:
+        return Alone()
+    if backend == "ring":
+        return ring
+    if ring.topology == "chain":
+        raise Refused(
+            f"--backend {backend} needs a way between any two ranks, and some here have one only through others; "
+            "choose ring."
+        )
+    from ringlm.parallel.torch_group import TorchGroup  # and with it torch.distributed
+
+    host, port = ring.host, 0
+    # Without a right neighbour's address the ring itself has met at the master, and has the port.
+    if config.rank == 0 and config.master is not None and config.right is not None:
+        host, port = config.master
+    return TorchGroup(ring, backend, device, check=ring.check, host=host, port=port, timeout_s=config.connect_timeout_s)
 
 
 def peak_memory() -> int:
@@ -176,6 +193,12 @@ def agree(ranks: list[Capabilities], model_context: int) -> Settings:
     ours = ranks[0].settings
     for daemon in ranks[1:]:
         _check(daemon, ours)
+    for rank in ranks:
+        if ours.backend == "nccl" and not rank.device.startswith("cuda"):
+            raise ConfigError(
+                f"--backend nccl needs CUDA on every rank, and rank {rank.rank} computes on {rank.device}; "
+                "choose gloo or ring."
+            )
     dtype = ours.dtype
     if dtype == "auto":
         dtype = next((d for d in ("bfloat16", "float16") if all(d in rank.dtypes for rank in ranks)), "float32")

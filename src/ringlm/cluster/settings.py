@@ -6,6 +6,7 @@ import msgspec
 
 from ringlm.errors import ConfigError
 
+BACKENDS = ("ring", "gloo", "nccl")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -13,6 +14,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Shared settings. None, or 'auto' for the dtype: not given, rank 0 decides."""
 
     format: str | None = None
+    backend: str = "ring"
     dtype: str = "auto"
     quant: str = "none"
     split: tuple[float, ...] | None = None
@@ -20,6 +22,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_seqs: int | None = None
 
     def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ConfigError(f"--backend {self.backend} is not known; choose {', '.join(BACKENDS)}.")
         if self.dtype not in ("auto", *DTYPES):
             raise ConfigError(f"--dtype {self.dtype} is not known; choose auto, {', '.join(DTYPES)}.")
         if self.quant not in ("none", "int8", "int4"):

@@ -24,7 +24,6 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings = Settings()
     ring: RingConfig | None = None
     local_ranks: int = 1
-    backend: str = "ring"
     device: str = "auto"
     threads: int | None = None
 

@@ -34,6 +34,7 @@ from ringlm.cluster.spec import EngineSpec
 from ringlm.engine.engine import Engine
 from ringlm.engine.follower import follow
 from ringlm.errors import PeerError, RequestError, RingLMError
+from ringlm.parallel.communicator import Communicator
 from ringlm.ring import Heartbeat, Ring, RingConfig, connect
 from ringlm.ring.collectives import last_words
 
@@ -92,6 +93,7 @@ class Worker:
         self.frontend = frontend
         self.config = engine.ring or RingConfig()
         self.ring: Ring | None = None
+        self.comm: Communicator | None = None  # the ring, or what it was asked to leave its work to
         self._stepping = False  # whether `ring.sequence` should grow when no collective is under way
 
     def run(self) -> None:
@@ -99,6 +101,7 @@ class Worker:
         loaded = None
         try:
             loaded = self._start()
+            self.comm = loaded.comm
             if self.config.rank == 0:
                 self._lead(loaded)
             else:
@@ -130,10 +133,10 @@ class Worker:
 
     def _progress(self) -> tuple[int, bool]:
         """For the heartbeat: a counter that grows while this rank works, and whether it should."""
-        ring = self.ring
-        if ring is None:
+        comm = self.comm or self.ring
+        if comm is None:
             return 0, False
-        return ring.sequence, self._stepping and not ring.waiting
+        return comm.sequence, self._stepping and not comm.waiting
 
     def _orphaned(self, why: str) -> None:
         if self.ring is not None:
@@ -218,7 +221,10 @@ def main() -> int:
     try:
         worker.run()
     except BaseException as error:  # noqa: BLE001 - the last place; every kind is reported
-        return _report(error, rank, frontend)
+        status = _report(error, rank, frontend)
+        sys.stderr.flush()
+        # At an ordinary exit torch awaits its threads, and one of them may await a rank that is lost.
+        os._exit(status)
     return 0
 
 

@@ -77,7 +77,7 @@ def bench(engine: EngineOptions, options: BenchOptions) -> None:
                     if turn:
                         rounds[row].append(measured)
                     advance()
-        result = summary(client, spec.backend, rounds)
+        result = summary(client, spec.settings.backend, rounds)
     if options.json:
         import json
 

@@ -7,9 +7,11 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ringlm import __version__
 from ringlm.cluster.parent import watch_parent
@@ -17,8 +19,20 @@ from ringlm.errors import RingLMError
 from ringlm.frontend import console
 from ringlm.frontend.options import EngineOptions, engine_options
 
+
+class Commands(TyperGroup):
+    """Commands, some of two words: `bench comm` is looked for before `bench`, whose first argument is a format."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = " ".join(args[:2])
+        if name in self.commands:
+            return name, self.commands[name], args[2:]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="ringlm",
+    cls=Commands,
     help="One language model across the machines you already have.",
     epilog="Example: ringlm launch -n 2 -- run -m demo -i",
     no_args_is_help=True,
@@ -87,7 +101,7 @@ def run(
 @app.command(
     help="Measure tokens per second, on this machine or as one rank of a ring.\n\n"
     "In llama-bench's words: pp512 is a prompt of 512 random tokens, tg128 an answer of 128. In a ring every rank is "
-    "started with the same command; rank 0 measures.",
+    "started with the same command; rank 0 measures. 'ringlm bench comm' measures the links alone.",
     epilog="Example: ringlm launch -n 2 -- bench -m model.gguf --quant int4 --concurrency 1,4",
 )
 @engine_options
@@ -107,6 +121,34 @@ def bench(
     from ringlm.frontend.bench import bench as bench_command
 
     bench_command(engine, BenchOptions(prompt, tokens, concurrency, repeat, json))
+
+
+@app.command(
+    "bench comm",
+    help="Measure all-reduce between ranks on this machine, by size; no model is needed.\n\n"
+    "A process of one thread is started for each rank, over loopback. Blocks of calls alternate between the ring and "
+    "what it is compared to, all sizes and all numbers of ranks. Times are rank 0's, of one call.",
+    epilog="Example: ringlm bench comm --sizes 1K,6K,1M --world-size 2,3 --against gloo",
+)
+def bench_comm(
+    sizes: Annotated[str, typer.Option(metavar="N,N,…", help="Bytes, with K, M or G.")] = "1K,6K,1M,32M",
+    world_size: Annotated[str, typer.Option(metavar="N,N,…", help="How many ranks; rows for each.")] = "2",
+    dtype: Annotated[str, typer.Option(metavar="float32|bfloat16|float16", help="What is summed.")] = "float32",
+    against: Annotated[str | None, typer.Option(metavar="gloo|nccl", help="Measure this, too.")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="cpu|cuda", help="Where the tensors are; on cuda ranks share the first GPU.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(metavar="S", help="For each row, roughly.")] = 1.0,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the rows: a PNG or SVG file.")] = None,
+    algorithms: Annotated[
+        bool, typer.Option("--algorithms", metavar="", help="Show which algorithm carries what, and measure nothing.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.")] = False,
+) -> None:
+    from ringlm.frontend.comm import CommOptions
+    from ringlm.frontend.comm import bench_comm as bench_comm_command
+
+    bench_comm_command(CommOptions(sizes, world_size, dtype, device, against, seconds, plot, algorithms, json))
 
 
 @app.command(

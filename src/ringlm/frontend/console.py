@@ -67,6 +67,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.table import Table
 
     shown = _console(on_stderr=False)
+    if not shown.is_terminal:
+        shown.width = 1 << 16  # nothing to fit into
     frame = box.SIMPLE_HEAD if shown.is_terminal else None
     drawn = Table(title=escape(title), box=frame, title_justify="left", title_style="bold" if frame else "")
     for index, column in enumerate(columns):

@@ -12,7 +12,6 @@ from ringlm.errors import ConfigError
 from ringlm.frontend.model import Model
 from ringlm.ring.config import RingConfig
 
-_BACKENDS = ("ring", "gloo", "nccl")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -31,16 +30,13 @@ def engine_spec(
     threads: int | None = None,
 ) -> EngineSpec:
     """The specification of this rank's engine, or of `local_ranks` on this machine. Raises ConfigError."""
-    if backend not in _BACKENDS:
-        raise ConfigError(f"--backend {backend} is not known; choose {', '.join(_BACKENDS)}.")
-    if backend != "ring":
-        raise ConfigError(f"--backend {backend} is not in this version; leave it out, or say ring.")
     if not _DEVICE.fullmatch(device):
         raise ConfigError(f"--device {device} is not known; choose auto, cpu, cuda or mps.")
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads is {threads}; it must be 1 or more.")
     settings = Settings(
         format=model.format,
+        backend=backend,
         dtype=dtype,
         quant=quant,
         split=None if split is None else tuple(split),
@@ -52,7 +48,6 @@ def engine_spec(
         settings=settings,
         ring=ring,
         local_ranks=local_ranks,
-        backend=backend,
         device=device,
         threads=threads,
     )

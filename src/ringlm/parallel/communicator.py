@@ -17,6 +17,21 @@ class Communicator(Protocol):
     @property
     def world_size(self) -> int: ...
 
+    @property
+    def seconds(self) -> float:
+        """Time spent in collectives so far."""
+        ...
+
+    @property
+    def sequence(self) -> int:
+        """How many collectives there were, for those who judge whether this rank moves."""
+        ...
+
+    @property
+    def waiting(self) -> bool:
+        """Whether this rank is within a collective."""
+        ...
+
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, in place and returned; the same bits on every rank."""
         ...
@@ -46,6 +61,9 @@ class Alone:
 
     rank = 0
     world_size = 1
+    seconds = 0.0
+    sequence = 0
+    waiting = False
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         return tensor

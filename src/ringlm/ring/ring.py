@@ -105,6 +105,11 @@ class Ring(Collectives):
         """Whether this rank is within a collective."""
         return bool(self.call)
 
+    @property
+    def host(self) -> str:
+        """The address of this rank's that its links to the others have."""
+        return next((str(link.sock.getsockname()[0]) for link in self._links.values()), "127.0.0.1")
+
     def check(self) -> None:
         """Raise what ended the ring, if it has ended: for a rank that has nothing to do meanwhile."""
         if self._error is not None:
