@@ -23,7 +23,6 @@ log = logging.getLogger("ringlm")
 
 NEVER: Final = 1 << 62
 _TRIED: Final = (16, 24, 32, 48, 64, 96, 128, 256)  # rows
-_HOPELESS: Final = 4.0  # times slower at the fewest rows: not tried with more
 _TURNS: Final = 5
 
 Product = Callable[[torch.Tensor], object]
@@ -62,7 +61,9 @@ def _read(path: Path) -> _Kept:
 
 
 def _measure(by_bytes: Product, by_unpacking: Product, columns: int) -> int:
-    for rows in _TRIED:
+    """Down from the most rows: where unpacking does not help those, fewer need not be tried."""
+    found = NEVER
+    for rows in reversed(_TRIED):
         x = torch.ones(rows, columns)
         ours: list[float] = []
         theirs: list[float] = []
@@ -72,12 +73,10 @@ def _measure(by_bytes: Product, by_unpacking: Product, columns: int) -> int:
                 product(x)
                 if turn:  # the first compiles, and brings things into the cache
                     times.append(time.perf_counter() - started)
-        ratio = min(theirs) / min(ours)  # what nothing else got in the way of
-        if ratio < 1:
-            return rows
-        if ratio > _HOPELESS:
+        if min(theirs) >= min(ours):  # the fastest turns: what nothing else got in the way of
             break
-    return NEVER
+        found = rows
+    return found
 
 
 def _processor() -> str:
