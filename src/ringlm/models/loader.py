@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import torch
@@ -17,6 +18,7 @@ from ringlm.models.config import dimensions, read_config
 from ringlm.models.packing import Layout, Packer, layout_of
 from ringlm.models.registry import builder
 from ringlm.parallel.communicator import Communicator
+from ringlm.parallel.experts import Expert, Experts
 from ringlm.parallel.linear import ColumnParallel, Dense, LinearSpec, Part, RowParallel, Storage
 from ringlm.parallel.prologue import Prologue
 from ringlm.parallel.shard import Range, ShardPlan
@@ -108,6 +110,17 @@ class ShardLoader:
         more of a model's quality than all other matrices (docs/performance.md)."""
         return self._matrix((Part(name, shape, rows, Range(0, shape[1])),), self._bits and 8)
 
+    def experts(self, specs: Sequence[tuple[LinearSpec, LinearSpec]]) -> Experts:
+        """Experts of one shape, each its gate and up, then down."""
+        gate_up, down = (self._matrices([spec.parts for spec in kind], self._bits) for kind in zip(*specs, strict=True))
+        experts = [Expert(*matrices) for matrices in zip(gate_up, down, strict=True)]
+        return Experts(experts) if self._packer is None else self._packer.experts(experts)
+
+    def whole(self, name: str, shape: tuple[int, int]) -> Dense:
+        """The matrix `name`.weight of `shape`, which every rank holds whole and in floats."""
+        self._check(f"{name}.weight", shape)
+        return Dense(self._read(f"{name}.weight", Range(0, shape[0]), Range(0, shape[1])))
+
     def vector(self, name: str, size: int, part: Range | None = None) -> Tensor:
         """The vector `name` of `size`, or a part of it."""
         self._check(name, (size,))
@@ -121,14 +134,21 @@ class ShardLoader:
 
     def _matrix(self, parts: tuple[Part, ...], bits: int | None) -> Storage:
         """The parts of a layer below one another."""
-        for part in parts:
+        return self._matrices([parts], bits)[0]
+
+    def _matrices(self, stack: Sequence[tuple[Part, ...]], bits: int | None) -> list[Storage]:
+        """Matrices of one shape, each the parts of a layer below one another."""
+        for part in itertools.chain(*stack):
             self._check(f"{part.name}.weight", part.shape)
-        if self._packer is not None and bits is not None:
-            packed = self._packer.pack(parts, bits)
-            self._count(packed.nbytes)
-            return packed
+        if self._packer is None or bits is None:
+            return [Dense(self._dense(parts)) for parts in stack]
+        packed = self._packer.pack(stack, bits)
+        self._count(sum(matrix.nbytes for matrix in packed))
+        return packed
+
+    def _dense(self, parts: tuple[Part, ...]) -> Tensor:
         if len(parts) == 1:
-            return Dense(self._read(f"{parts[0].name}.weight", parts[0].rows, parts[0].columns))
+            return self._read(f"{parts[0].name}.weight", parts[0].rows, parts[0].columns)
         rows = sum(len(part.rows) for part in parts)
         stacked = torch.empty(rows, len(parts[0].columns), dtype=self.dtype, device=self.device)
         top = 0
@@ -136,7 +156,7 @@ class ShardLoader:
             bottom = top + len(part.rows)
             stacked[top:bottom] = self._read(f"{part.name}.weight", part.rows, part.columns)
             top = bottom
-        return Dense(stacked)
+        return stacked
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
         found = self._source.shape(name)
