@@ -41,23 +41,25 @@ def load_model(
     dtype: torch.dtype,
     context: int,
     bits: int | None = None,
+    led: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> CausalLM:
     """Rank `rank`'s part of the model in `files`, ready for sequences of up to `context` positions.
 
     With `bits` (4 or 8) matrices are packed: those that the files hold packed as they are, the others in that many
-    bits, but the embedding and the output head in 8. `progress` hears (bytes held, bytes to hold) as loading goes on.
+    bits, but the embedding and the output head in 8. With `led`, rank 0 chooses experts for all, whose hardware differs.
+    `progress` hears (bytes held, bytes to hold) as loading goes on.
     Raises ModelError, with file and tensor, before any memory is taken for weights.
     """
     config = dataclasses.replace(read_config(files.config), context=context)
     shard = plan.ranks[rank]
     build = builder(config.architecture)
     layout = None if bits is None else layout_of(device)
-    survey = ShardLoader(files.tensors, comm, torch.device("meta"), dtype, bits, layout)
+    survey = ShardLoader(files.tensors, comm, torch.device("meta"), dtype, bits, layout, led)
     total = build(dataclasses.replace(config, context=1), shard, survey).nbytes
     if len(shard.layers) == config.layers:
         survey.refuse_unused()
-    load = ShardLoader(files.tensors, comm, device, dtype, bits, layout, total, progress)
+    load = ShardLoader(files.tensors, comm, device, dtype, bits, layout, led, total, progress)
     with load.kept(survey, (files.fingerprint, files.changed, shard, bits)):
         return build(config, shard, load)
 
@@ -74,10 +76,11 @@ class ShardLoader:
         dtype: torch.dtype,
         bits: int | None = None,
         layout: Layout | None = None,
+        led: bool = False,
         total: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.comm, self.device, self.dtype, self.nbytes = comm, device, dtype, 0
+        self.comm, self.device, self.dtype, self.led, self.nbytes = comm, device, dtype, led, 0
         self._source, self._total, self._progress = source, total, progress
         self._bits, self._used = bits, set[str]()
         self._packer = None if layout is None else Packer(source, device, dtype, layout)

@@ -51,8 +51,8 @@ def layout_of(device: torch.device) -> Layout:
         return PackedMatrix([segment], _SAMPLE[1], 0, torch.float32, Workspace(rows))
 
     workspace = Workspace(unpack_from(sample, _SAMPLE[1]))
-    own = {"workspace": workspace}
-    return Layout("eight rows side by side", Segment, partial(PackedMatrix, **own), partial(PackedExperts, **own))
+    matrix = partial(PackedMatrix, workspace=workspace)
+    return Layout("eight rows side by side", Segment, matrix, partial(PackedExperts, workspace=workspace))
 
 
 class Packer:
