@@ -95,12 +95,14 @@ def write_tensors(path: Path, kind: str) -> dict[str, np.ndarray]:
         "blk.0.attn_k.weight": (kv_heads * size, hidden),
         "blk.0.attn_v.weight": (kv_heads * size, hidden),
         "output_norm.weight": (hidden,),
+        "blk.0.ffn_gate_exps.weight": (3, 10, hidden),
     }
     random = np.random.default_rng(0)
     stored = {}
     for name, shape in shapes.items():
         raw = encode(random.normal(size=shape).astype(np.float32), kind)
-        stored[str(hugging_face_name(name))] = raw
+        known = str(hugging_face_name(name))
+        stored |= {known.replace("*", str(expert)): part for expert, part in enumerate(raw if "*" in known else [raw])}
         permuted = {"blk.0.attn_q.weight": heads, "blk.0.attn_k.weight": kv_heads}.get(name)
         writer.add_tensor(name, permute(raw, permuted) if permuted else raw, raw_dtype=TYPES[kind])
     finish(writer)

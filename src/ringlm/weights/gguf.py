@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ringlm.errors import ModelError
 from ringlm.weights.gguf_config import ROPE_FACTORS, config_from, hugging_face_name, is_permuted
-from ringlm.weights.gguf_header import BLOCK_FORMATS, GGUFHeader
+from ringlm.weights.gguf_header import BLOCK_FORMATS, GGUFHeader, TensorInfo
 from ringlm.weights.source import Entry, bounds
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class GGUFWeights:
         for info in header.tensors.values():
             name = hugging_face_name(info.name)
             if name is not None:
-                entries[name] = Entry(header.path, info.ggml_type, info.shape, info.offset, info.nbytes)
+                entries.update(_entries(header.path, name, info))
             elif info.name != ROPE_FACTORS:
                 raise ModelError(f"{self._file}: tensor {info.name!r} is not a part of a Llama model.")
         self.entries: Mapping[str, Entry] = entries
@@ -159,3 +160,12 @@ class GGUFWeights:
         if name not in self.entries:
             raise ModelError(f"{self._file}: tensor {name!r} is missing.")
         return self.entries[name]
+
+
+def _entries(path: Path, name: str, info: TensorInfo) -> Iterator[tuple[str, Entry]]:
+    """The tensor, or each expert's part of it under a name of its own."""
+    experts, shape = (info.shape[0], info.shape[1:]) if "*" in name else (1, info.shape)
+    nbytes = info.nbytes // experts
+    for expert in range(experts):
+        own = name.replace("*", str(expert))
+        yield own, Entry(path, info.ggml_type, shape, info.offset + expert * nbytes, nbytes)

@@ -27,12 +27,17 @@ _INNER: Final = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.*.gate_proj",
+    "ffn_up_exps": "mlp.experts.*.up_proj",
+    "ffn_down_exps": "mlp.experts.*.down_proj",
 }
 _BLOCK: Final = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
 def hugging_face_name(gguf_name: str) -> str | None:
-    """`blk.3.attn_q.weight` to `model.layers.3.self_attn.q_proj.weight`; None for a name with no counterpart."""
+    """`blk.3.attn_q.weight` to `model.layers.3.self_attn.q_proj.weight`; None for a name with no counterpart. A `*`
+    stands for every expert's number: GGUF has their tensors as one, with a dimension more."""
     if match := _BLOCK.fullmatch(gguf_name):
         layer, inner, kind = match.groups()
         return f"model.layers.{int(layer)}.{_INNER[inner]}.{kind}" if inner in _INNER else None
