@@ -47,8 +47,8 @@ def load_model(
     """Rank `rank`'s part of the model in `files`, ready for sequences of up to `context` positions.
 
     With `bits` (4 or 8) matrices are packed: those that the files hold packed as they are, the others in that many
-    bits, but the embedding and the output head in 8. With `led`, rank 0 chooses experts for all, whose hardware differs.
-    `progress` hears (bytes held, bytes to hold) as loading goes on.
+    bits, but the embedding and the output head in 8. `progress` hears (bytes held, bytes to hold) as loading goes on.
+    With `led`, rank 0 chooses experts for all ranks, whose hardware differs.
     Raises ModelError, with file and tensor, before any memory is taken for weights.
     """
     config = dataclasses.replace(read_config(files.config), context=context)
