@@ -193,11 +193,11 @@ def write_gguf(shape: Shape, path: Path, kind: str, name: str) -> None:
         writer.add_expert_feed_forward_length(shape.columns)
     random = np.random.default_rng(0)
     if shape.llama3:
-        from ringlm.models.config import Rope
+        from ringlm.models.kinds import Rope
         from ringlm.models.rope import frequencies
 
         plain, scaled = Rope(shape.theta), Rope(shape.theta, "llama3", 32.0)
-        factors = frequencies(plain, shape.head_dim) / frequencies(scaled, shape.head_dim)
+        factors = frequencies(plain, shape.head_dim, CONTEXT) / frequencies(scaled, shape.head_dim, CONTEXT)
         writer.add_tensor("rope_freqs.weight", factors.numpy())
     for matrix in matrices(shape):
         own = "F16" if matrix.theirs.endswith("ffn_gate_inp") else kind  # a router is never packed

@@ -69,11 +69,11 @@ def transformers_greedy(model: Any, tokens: Sequence[int], count: int) -> Greedy
     return Greedy(chosen, torch.stack(logits))
 
 
-def expected(folder: Path, prompts: Sequence[Sequence[int]], count: int) -> list[Greedy]:
+def expected(folder: Path, prompts: Sequence[Sequence[int]], count: int, **options: Any) -> list[Greedy]:
     """transformers' answers in float32."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     return [transformers_greedy(model, tokens, count) for tokens in prompts]
 
 

@@ -39,8 +39,8 @@ def test_as_transformers(kind: str, dtype: torch.dtype) -> None:
         max_position_embeddings=16384,
     )
     theirs = LlamaRotaryEmbedding(config)
-    rope = read_config(config.to_dict()).rope
-    torch.testing.assert_close(frequencies(rope, 64), theirs.inv_freq, rtol=1e-6, atol=0)
+    rope = read_config(config.to_dict()).attention[0].rope
+    torch.testing.assert_close(frequencies(rope, 64, 16384), theirs.inv_freq, rtol=1e-6, atol=0)
     table = RopeTable(rope, 64, 16384, dtype, torch.device("cpu"))
     positions = torch.tensor([0, 1, 17, 4096, 16383])
     heads = torch.randn(5, 3, 64).to(dtype)

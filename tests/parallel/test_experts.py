@@ -13,12 +13,13 @@ from ringlm.parallel.experts import Expert, Experts, MixtureOfExperts, Router, R
 from ringlm.parallel.linear import Dense
 from ringlm.parallel.packed import PackedMatrix, Segment, Workspace
 from ringlm.parallel.packed_experts import PackedExperts
-from ringlm.parallel.prologue import RmsNorm
+from ringlm.parallel.prologue import Gate, RmsNorm
 from ringlm.weights.packed import BLOCK, Packed, quantize, unpack
 from tests.parallel.local import run_ranks
 
 HIDDEN, COLUMNS, EXPERTS = 72, 50, 7
 CPU = torch.device("cpu")
+SILU = Gate()
 
 
 def weights(seed: int = 0, experts: int = EXPERTS) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +51,9 @@ def cut(gate_up: Tensor, down: Tensor, columns: slice) -> list[Expert]:
     return [Expert(Dense(up), Dense(out)) for up, out in zip(halves, down[:, :, columns], strict=True)]
 
 
-def packed_experts(gate_up: Tensor, down: Tensor, bits: int, unpack_from: int = 1 << 30) -> PackedExperts:
+def packed_experts(
+    gate_up: Tensor, down: Tensor, bits: int, unpack_from: int = 1 << 30, gate: Gate = SILU
+) -> PackedExperts:
     """All of them, packed, of which `unpack_from` tokens and more go by unpacking."""
     workspace = Workspace(unpack_from)
 
@@ -61,7 +64,7 @@ def packed_experts(gate_up: Tensor, down: Tensor, bits: int, unpack_from: int = 
             segment.fill(0, rows)
         return PackedMatrix([segment], weight.shape[1], 0, torch.float32, workspace)
 
-    return PackedExperts([Expert(pack(up), pack(out)) for up, out in zip(gate_up, down, strict=True)], workspace)
+    return PackedExperts([Expert(pack(up), pack(out)) for up, out in zip(gate_up, down, strict=True)], gate, workspace)
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -81,7 +84,7 @@ def test_a_mixture_is_transformers_block(
 
     def rank(comm: Communicator) -> Tensor:
         columns = slice(COLUMNS * comm.rank // world_size, COLUMNS * (comm.rank + 1) // world_size)
-        experts = Experts(cut(gate_up, down, columns))
+        experts = Experts(cut(gate_up, down, columns), SILU)
         found = residual.clone()
         MixtureOfExperts(norm, Router(Dense(router), chosen, normalized), experts, comm, led=False).add_to(found)
         assert world_size == 1 or dict(comm.calls) == {"all_reduce": 1}  # type: ignore[attr-defined]
@@ -98,13 +101,13 @@ def test_where_ranks_differ_all_follow_the_choice_of_rank_0() -> None:
 
     def rank(comm: Communicator) -> tuple[Tensor, Tensor]:
         own = router.roll(comm.rank, 0)  # another opinion on every rank
-        experts = Experts(cut(gate_up, down, slice(25 * comm.rank, 25 * comm.rank + 25)))
+        experts = Experts(cut(gate_up, down, slice(25 * comm.rank, 25 * comm.rank + 25)), SILU)
         found = residual.clone()
         MixtureOfExperts(norm, Router(Dense(own), 2, True), experts, comm, led=True).add_to(found)
         return found
 
     expected = residual.clone()
-    whole = Experts(cut(gate_up, down, slice(0, COLUMNS)))
+    whole = Experts(cut(gate_up, down, slice(0, COLUMNS)), SILU)
     MixtureOfExperts(norm, Router(Dense(router), 2, True), whole, Alone(), led=True).add_to(expected)
     for found in run_ranks(2, rank):
         torch.testing.assert_close(found, expected)
@@ -130,7 +133,7 @@ def test_an_expert_takes_all_its_tokens_at_once_and_the_others_are_not_touched()
     _, gate_up, down = weights()
     experts = [Expert(Counting(up), Counting(out)) for up, out in zip(gate_up, down, strict=True)]
     routes = Routes(torch.rand(4, 2), torch.tensor([[3, 1], [3, 6], [1, 3], [6, 3]]))
-    Experts(experts)(torch.randn(4, HIDDEN), routes)
+    Experts(experts, SILU)(torch.randn(4, HIDDEN), routes)
     expected = [[], [2], [], [4], [], [], [2]]
     assert [expert.gate_up.tokens for expert in experts] == expected  # type: ignore[attr-defined]
     assert [expert.down.tokens for expert in experts] == expected  # type: ignore[attr-defined]
@@ -138,14 +141,16 @@ def test_an_expert_takes_all_its_tokens_at_once_and_the_others_are_not_touched()
 
 @pytest.mark.parametrize("unpack_from", [1 << 30, 0])
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("tokens", [1, 2, 3, 9])
-def test_packed_experts_are_near_the_weights_that_they_hold(bits: int, tokens: int, unpack_from: int) -> None:
+@pytest.mark.parametrize(("tokens", "gate"), [(1, SILU), (2, Gate(gelu=True)), (3, SILU), (9, SILU)])
+def test_packed_experts_are_near_the_weights_that_they_hold(
+    bits: int, tokens: int, gate: Gate, unpack_from: int
+) -> None:
     router, gate_up, down = weights(1)
     x = torch.randn(tokens, HIDDEN)
     routes = Router(Dense(router), 3, True)(x)
     held = [unpack(quantize(part.flatten(0, 1), bits))[:, : part.shape[2]].view(part.shape) for part in (gate_up, down)]
-    exact = Experts(cut(*held, slice(0, COLUMNS)))(x, routes)
-    found = packed_experts(gate_up, down, bits, unpack_from)(x, routes)
+    exact = Experts(cut(*held, slice(0, COLUMNS)), gate)(x, routes)
+    found = packed_experts(gate_up, down, bits, unpack_from, gate)(x, routes)
     assert ((found - exact).norm() / exact.norm()).item() < 0.02
 
 
@@ -182,7 +187,7 @@ def test_gates_and_ups_may_be_packed_in_different_forms() -> None:
         )
         held = torch.cat([unpack(part) for part in parts])[:, :HIDDEN].contiguous()
         exact.append(Expert(Dense(held), Dense(unpack(last)[:, :COLUMNS].contiguous())))
-    found, expected = PackedExperts(experts, workspace)(x, routes), Experts(exact)(x, routes)
+    found, expected = PackedExperts(experts, SILU, workspace)(x, routes), Experts(exact, SILU)(x, routes)
     assert ((found - expected).norm() / expected.norm()).item() < 0.02
 
 
@@ -203,5 +208,5 @@ def test_a_rank_without_columns_adds_nothing() -> None:
     x = torch.randn(3, HIDDEN)
     routes = Router(Dense(router), 2, True)(x)
     assert HIDDEN % BLOCK  # and a last block that is not full
-    for experts in (Experts(cut(gate_up, down, slice(4, 4))), packed_experts(gate_up[:, :0], down[:, :, :0], 4)):
+    for experts in (Experts(cut(gate_up, down, slice(4, 4)), SILU), packed_experts(gate_up[:, :0], down[:, :, :0], 4)):
         assert torch.equal(experts(x, routes), torch.zeros(3, HIDDEN))

@@ -15,6 +15,7 @@ from torch import Tensor
 from ringlm.models.shard_file import ShardFile, ShardWriter, shard_path
 from ringlm.parallel.experts import Expert, Experts
 from ringlm.parallel.linear import Part, Storage
+from ringlm.parallel.prologue import Gate
 from ringlm.weights.packed import BLOCK, Packed, quantize
 from ringlm.weights.source import WeightSource
 
@@ -30,7 +31,7 @@ class Layout(NamedTuple):
     name: str  # tells the shard files of one layout from another's
     segment: Callable[..., Any]  # of (rows that have its form, number of rows, device, tensors), to be filled
     matrix: Callable[..., Storage]  # of (segments, columns, lead, dtype)
-    experts: Callable[[Sequence[Expert]], Experts]
+    experts: Callable[[Sequence[Expert], Gate], Experts]
 
 
 def layout_of(device: torch.device) -> Layout:
@@ -92,9 +93,9 @@ class Packer:
         segments = zip(*(self._segments([parts[run] for parts in stack], bits) for run in runs), strict=True)
         return [self._layout.matrix(own, len(columns), columns.start % BLOCK, self._dtype) for own in segments]
 
-    def experts(self, experts: Sequence[Expert]) -> Experts:
+    def experts(self, experts: Sequence[Expert], gate: Gate) -> Experts:
         """Those whose matrices are packed."""
-        return self._layout.experts(experts)
+        return self._layout.experts(experts, gate)
 
     def _segments(self, stack: Sequence[Sequence[Part]], bits: int) -> list[Any]:
         """For each matrix the segment of these parts of it, which are packed alike."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ringlm.parallel.communicator import Communicator
 from ringlm.parallel.linear import Storage
-from ringlm.parallel.prologue import RmsNorm, SiluGate
+from ringlm.parallel.prologue import Gate, RmsNorm
 
 
 class Expert(NamedTuple):
@@ -47,9 +47,8 @@ class Router:
 class Experts:
     """The experts of one layer, all of one shape."""
 
-    def __init__(self, experts: Sequence[Expert]) -> None:
-        self.experts = experts
-        self.gate = SiluGate()
+    def __init__(self, experts: Sequence[Expert], gate: Gate) -> None:
+        self.experts, self.gate = experts, gate
 
     def __call__(self, x: Tensor, routes: Routes) -> Tensor:
         """x (T, in) to the weighted sum of its experts' results, as far as this rank's columns give it (T, in)."""

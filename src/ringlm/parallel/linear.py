@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ringlm.parallel.communicator import Communicator
-from ringlm.parallel.prologue import Prologue
+from ringlm.parallel.prologue import Prologue, RmsNorm
 from ringlm.parallel.shard import Range
 
 
@@ -99,19 +99,25 @@ class ColumnParallel:
 
 
 class RowParallel:
-    """A layer of whose inputs this rank has some; the sum over ranks goes straight into the residual."""
+    """A layer of whose inputs this rank has some; the sum over ranks, or its norm, goes straight into the residual."""
 
     def __init__(
-        self, matrix: Storage, bias: Tensor | None, comm: Communicator, prologue: Prologue | None = None
+        self,
+        matrix: Storage,
+        bias: Tensor | None,
+        comm: Communicator,
+        prologue: Prologue | None = None,
+        norm: RmsNorm | None = None,
     ) -> None:
-        self.matrix, self.bias, self.comm, self.prologue = matrix, bias, comm, prologue
+        self.matrix, self.bias, self.comm, self.prologue, self.norm = matrix, bias, comm, prologue, norm
 
     def add_to(self, residual: Tensor, x: Tensor) -> None:
-        """residual (T, out) += the sum over ranks of their products with x, + bias once; x is (T, this rank's inputs),
-        or what the prologue takes."""
-        residual.add_(self.comm.all_reduce(self.matrix(x, None, self.prologue)))
+        """residual (T, out) += the sum over ranks of their products with x, + bias once, normed if there is a norm; x
+        is (T, this rank's inputs), or what the prologue takes."""
+        total = self.comm.all_reduce(self.matrix(x, None, self.prologue))
         if self.bias is not None:
-            residual.add_(self.bias)
+            total.add_(self.bias)
+        residual.add_(total if self.norm is None else self.norm(total))
 
 
 class VocabularyParallel:

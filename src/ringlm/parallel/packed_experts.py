@@ -12,13 +12,14 @@ from torch import Tensor
 from ringlm.parallel.experts import Expert, Experts, Routes
 from ringlm.parallel.kernels.experts import mix, route_bytes
 from ringlm.parallel.packed import PackedMatrix, Plan, Workspace
+from ringlm.parallel.prologue import Gate
 
 
 class PackedExperts(Experts):
     """Experts whose matrices are `PackedMatrix`."""
 
-    def __init__(self, experts: Sequence[Expert], workspace: Workspace) -> None:
-        super().__init__(experts)
+    def __init__(self, experts: Sequence[Expert], gate: Gate, workspace: Workspace) -> None:
+        super().__init__(experts, gate)
         self._workspace, self._threads = workspace, torch.get_num_threads()
 
     def __call__(self, x: Tensor, routes: Routes) -> Tensor:

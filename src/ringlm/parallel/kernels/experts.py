@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from numba import carray, config, njit, prange, set_num_threads
 
-from ringlm.parallel.kernels.products import HEAD_WORDS, SEGMENT_WORDS, multiply
-from ringlm.parallel.kernels.rows import BLOCK, FAST, floats, round_activations, silu_multiply, words
+from ringlm.parallel.kernels.products import GELU_GATE, HEAD_WORDS, SEGMENT_WORDS, multiply
+from ringlm.parallel.kernels.rows import BLOCK, FAST, floats, gate_multiply, round_activations, words
 
 _WORD: Final = 8  # bytes
 
@@ -99,7 +99,7 @@ def _compile(parallel: bool) -> Any:
             for part in prange(parts):
                 _products(0, segment, top, part, parts, plans, experts, starts, x_codes, x_scales, x_sums, up_out)
             top += carray(words(first[0] + (HEAD_WORDS + segment * SEGMENT_WORDS) * 8), (SEGMENT_WORDS,))[4]
-        silu_multiply(up_out, routes, columns, up[4], gated)
+        gate_multiply(up_out, routes, columns, up[4], down[0] == GELU_GATE, gated)
         round_activations(gated, routes, columns, down[2], down[3], h_codes, h_scales, h_sums)
         for part in prange(parts):  # a matrix of one part is one segment
             _products(1, 0, 0, part, parts, plans, experts, starts, h_codes, h_scales, h_sums, down_out)
