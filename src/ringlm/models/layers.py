@@ -55,6 +55,19 @@ class Attention:
         self.output.add_to(hidden, step(self.layer, self.kind, qkv))
 
 
+class NormOfEachHead:
+    """A norm for every query head, and one for every key head, each for itself."""
+
+    def __init__(self, queries: RmsNorm, keys: RmsNorm, query_heads: int, kv_heads: int) -> None:
+        self._queries, self._keys = queries, keys
+        self._first_key, self._first_value = query_heads, query_heads + kv_heads
+
+    def __call__(self, qkv: Tensor) -> None:
+        """Norms the queries and keys of qkv (T, query + 2 * key-value heads, head_dim) in place."""
+        self._queries.in_place(qkv[:, : self._first_key])
+        self._keys.in_place(qkv[:, self._first_key : self._first_value])
+
+
 class GatedMlp:
     """Gates and ups in one product; the gate belongs to the product that follows."""
 
@@ -88,6 +101,14 @@ class LayerBuilder:
     def norm(self, name: str) -> RmsNorm:
         """The norm `name` of the residual's width."""
         return rms_norm(self.config, self.load, self.prefix + name, self.config.hidden_size)
+
+    def norm_of_each_head(self) -> NormOfEachHead:
+        """q_norm and k_norm, of a head's width."""
+        queries, keys = (
+            rms_norm(self.config, self.load, f"{self.prefix}self_attn.{name}_norm", self.config.head_dim)
+            for name in ("q", "k")
+        )
+        return NormOfEachHead(queries, keys, len(self.shard.query_heads), len(self.shard.kv_heads))
 
     def attention(
         self,

@@ -13,6 +13,11 @@ _MIXTRAL: Final = ("block_sparse_moe.", "w1", "w3", "w2")  # before the names, a
 _OTHERS: Final = ("mlp.", "gate_proj", "up_proj", "down_proj")  # also Mixtral's in GGUF
 
 
+def has_mixture(layer: LayerBuilder) -> bool:
+    """Whether this layer has one, or an MLP as in models without."""
+    return layer.config.mixture is not None and layer.layer in layer.config.mixture.layers
+
+
 def mixture(layer: LayerBuilder, before: RmsNorm) -> MixtureOfExperts:
     """The layer's mixture, with a norm before it. Each rank has the same columns of every expert, and all of the
     router."""

@@ -44,6 +44,17 @@ def column_parallel(prefix: str, in_features: int, bias: bool, **outputs: tuple[
     return LinearSpec(tuple(parts), bias)
 
 
+def fused(name: str, spec: LinearSpec) -> LinearSpec:
+    """`spec` for a file in which the layers' rows follow one another in one matrix, `name`."""
+    height, parts = sum(part.shape[0] for part in spec.parts), []
+    top = 0
+    for part in spec.parts:
+        rows = Range(top + part.rows.start, top + part.rows.stop)
+        parts.append(Part(name, (height, part.shape[1]), rows, part.columns))
+        top += part.shape[0]
+    return LinearSpec(tuple(parts), spec.bias)
+
+
 def row_parallel(name: str, shape: tuple[int, int], columns: Range, bias: bool) -> LinearSpec:
     """The layer `name` of shape (out, in), of whose inputs this rank has `columns`."""
     return LinearSpec((Part(name, shape, Range(0, shape[0]), columns),), bias)

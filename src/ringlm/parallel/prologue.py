@@ -32,6 +32,16 @@ class RmsNorm:
         rms_norm(x.data_ptr(), self.weight.data_ptr(), *x.shape, self.eps, out.data_ptr())
         return out
 
+    def in_place(self, x: Tensor) -> None:
+        """x (T, heads, size), each head for itself."""
+        if not (_compiled(x) and x.is_contiguous()):
+            x.copy_(self(x.reshape(-1, x.shape[-1])).view(x.shape))
+            return
+        from ringlm.parallel.kernels.rows import rms_norm
+
+        here, (tokens, heads, size) = x.data_ptr(), x.shape
+        rms_norm(here, self.weight.data_ptr(), tokens * heads, size, self.eps, here)
+
 
 @dataclass(frozen=True)
 class Gate:
