@@ -30,8 +30,8 @@ class _Config(msgspec.Struct):
 
     num_hidden_layers: int
     intermediate_size: int
-    num_local_experts: Experts | None = None
-    num_experts: Experts | None = None  # another name for it
+    num_local_experts: Experts | None = None  # transformers 5's word
+    num_experts: Experts | None = None
     num_experts_per_tok: Experts = 1
     moe_intermediate_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] | None = None
     norm_topk_prob: bool = False

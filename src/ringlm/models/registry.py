@@ -21,7 +21,7 @@ class Family(NamedTuple):
 
 
 _QWEN: Final = {"sliding_window": 4096, "max_window_layers": 28}
-_MIXTRAL: Final = {"use_sliding_window": True, "num_local_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}
+_MIXTRAL: Final = {"use_sliding_window": True, "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}
 _QWEN3_MOE: Final = {
     "sliding_window": 4096,
     "num_experts": 128,

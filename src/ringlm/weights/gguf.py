@@ -27,14 +27,30 @@ class GGUFWeights:
         self._data = header.data
         self._file = header.path.name
         self.config = config_from(header)
+        self._arch: str = header.metadata["general.architecture"]
         entries: dict[str, Entry] = {}
         for info in header.tensors.values():
-            name = hugging_face_name(info.name)
+            name = hugging_face_name(info.name, self._arch)
             if name is not None:
-                entries.update(_entries(header.path, name, info))
-            elif info.name != ROPE_FACTORS:
-                raise ModelError(f"{self._file}: tensor {info.name!r} is not a part of a Llama model.")
+                entries.update(self._parts(header.path, name, info))
+            elif info.name not in ROPE_FACTORS:
+                raise ModelError(f"{self._file}: tensor {info.name!r} is not a part of a {self._arch} model.")
         self.entries: Mapping[str, Entry] = entries
+
+    def _parts(self, path: Path, name: str, info: TensorInfo) -> Iterator[tuple[str, Entry]]:
+        """The tensor, or each expert's part of it under a name of its own."""
+        if "*" not in name:
+            yield name, Entry(path, info.ggml_type, info.shape, info.offset, info.nbytes)
+            return
+        experts = self.config.get("num_local_experts")
+        if len(info.shape) != 3 or info.shape[0] != experts:
+            raise ModelError(
+                f"{self._file}: tensor {info.name!r} has the shape {list(info.shape)}, not {experts} experts' matrices."
+            )
+        nbytes = info.nbytes // experts
+        for expert in range(experts):
+            entry = Entry(path, info.ggml_type, info.shape[1:], info.offset + expert * nbytes, nbytes)
+            yield name.replace("*", str(expert)), entry
 
     @property
     def nbytes(self) -> int:
@@ -100,7 +116,7 @@ class GGUFWeights:
         self, name: str, entry: Entry, start: int, stop: int, read: Callable[[int, int], torch.Tensor]
     ) -> torch.Tensor:
         """Rows [start, stop), out of ggml's rotary order where they are in it; whole heads are read for that."""
-        if not is_permuted(name):
+        if not is_permuted(name, self._arch):
             return read(start, stop)
         heads = self.config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
         if heads < 1 or entry.shape[0] % (2 * heads):
@@ -160,12 +176,3 @@ class GGUFWeights:
         if name not in self.entries:
             raise ModelError(f"{self._file}: tensor {name!r} is missing.")
         return self.entries[name]
-
-
-def _entries(path: Path, name: str, info: TensorInfo) -> Iterator[tuple[str, Entry]]:
-    """The tensor, or each expert's part of it under a name of its own."""
-    experts, shape = (info.shape[0], info.shape[1:]) if "*" in name else (1, info.shape)
-    nbytes = info.nbytes // experts
-    for expert in range(experts):
-        own = name.replace("*", str(expert))
-        yield own, Entry(path, info.ggml_type, shape, info.offset + expert * nbytes, nbytes)
