@@ -129,7 +129,7 @@ def generate(
                 ready.append(index)
                 wanted.append(rows - 1)
             todo[index], done[index] = todo[index][chunk:], done[index] + len(piece)
-        found = logits_of(model, comm, Batch.of(pieces, wanted), cache)
+        found = logits_of(model, comm, Batch.of(pieces, wanted, model.device), cache)
         for index, row in zip(ready, found, strict=True):
             chosen[index].append(int(row.argmax()))
             logits[index].append(row)

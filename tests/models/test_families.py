@@ -63,6 +63,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 PROMPTS = [prompt(11), prompt(1, seed=1), prompt(43, seed=2), prompt(18, seed=3)]
 LONG = [prompt(43, seed=2), prompt(300, seed=4)]  # longer than phi4's original context, and than a block of queries
 COUNT = 32
+CUDA = {"device": torch.device("cuda"), "dtype": torch.bfloat16}
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+OPTIONS = [
+    pytest.param({"bits": 8}, id="int8"),
+    pytest.param({"dtype": torch.bfloat16}, id="bfloat16"),
+    pytest.param(CUDA, id="cuda", marks=NO_CUDA),
+    pytest.param(CUDA | {"bits": 8}, id="cuda int8", marks=NO_CUDA),
+]
 
 
 def prompts_of(name: str) -> list[list[int]]:
@@ -102,7 +110,7 @@ def test_prompts_longer_than_a_block_of_queries(models: dict[str, Any], name: st
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("options", [{"bits": 8}, {"dtype": torch.bfloat16}], ids=["int8", "bfloat16"])
+@pytest.mark.parametrize("options", OPTIONS)
 def test_packed_and_in_bfloat16_it_stays_close(models: dict[str, Any], name: str, options: dict[str, Any]) -> None:
     folder, theirs = models[name]
     files, prompts = open_model(folder), prompts_of(name)

@@ -164,7 +164,9 @@ def test_unpacking_rounds_as_torch_does(form: tuple[int, bool]) -> None:
         assert torch.equal(tile, segment.unpack(torch.arange(16, 40)).bfloat16())
 
 
-@pytest.mark.parametrize("prologue", [RmsNorm(torch.rand(64) + 0.5, 1e-5), Gate()], ids=["norm", "gate"])
+@pytest.mark.parametrize(
+    "prologue", [RmsNorm(torch.rand(64) + 0.5, 1e-5), Gate(), Gate(gelu=True)], ids=["norm", "silu", "gelu"]
+)
 def test_both_products_do_what_comes_before_them(prologue: Prologue) -> None:
     sample = Sample.random((8, False), 24, 2)
     x = torch.randn(5, 200)[:, : 64 if isinstance(prologue, RmsNorm) else 128]  # rows that are not side by side

@@ -55,9 +55,9 @@ class _Singles:
         self._scores = torch.empty(group * (longest + 8))
 
     def __call__(self, layer: int, layers: _Layers, qkv: Tensor, out: Tensor) -> None:
-        (cos, sin), size, row_bytes = layers.angles, qkv.shape[2], qkv.stride(0) * 4
-        heads, rotary, result = qkv.data_ptr(), cos.shape[2], out.data_ptr()
-        cosines, sines, scores = cos.data_ptr(), sin.data_ptr(), self._scores.data_ptr()
+        size, row_bytes = qkv.shape[2], qkv.stride(0) * 4
+        heads, result, scores = qkv.data_ptr(), out.data_ptr(), self._scores.data_ptr()
+        cosines, sines, rotary = layers.turn
         for row, position, addresses in self._spans:
             self._attend(
                 heads + row * row_bytes, cosines + row * rotary * 4, sines + row * rotary * 4, *addresses[layer],
@@ -71,6 +71,7 @@ class _Layers:
 
     def __init__(self, kind: AttentionKind, angles: Angles, spans: Sequence[Span], context: int) -> None:
         self.angles, self.scale, self.soft_cap = angles, kind.scale, kind.soft_cap or 0.0
+        self.turn = angles.cos.data_ptr(), angles.sin.data_ptr(), angles.cos.shape[2]
         self.window = min(kind.window or context, context)  # positions that a token sees, itself included
         last = ((self.seen_before(_last_block(span)), span.length) for span in spans if span.length > 1)
         masked = [before for before, length in last if self._needs_mask(before, min(length, QUERY_ROWS))]

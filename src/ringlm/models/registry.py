@@ -53,7 +53,9 @@ FAMILIES: Final[Mapping[str, Family]] = {  # by config.json's "architectures"
     "Gemma3ForCausalLM": Family(
         "gemma3", _GEMMA | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4}
     ),
-    "Phi3ForCausalLM": Family("phi3", {"use_sliding_window": True, "original_max_position_embeddings": 4096}),
+    "Phi3ForCausalLM": Family(
+        "phi3", {"use_sliding_window": True, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+    ),
     "SmolLM3ForCausalLM": Family(
         "smollm3", {"no_rope_layer_interval": 4, "rope_theta": 2e6, "tie_word_embeddings": True}
     ),
