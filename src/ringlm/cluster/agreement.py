@@ -24,6 +24,7 @@ from ringlm.errors import ConfigError, RingLMError
 from ringlm.models.config import dimensions
 from ringlm.models.loader import load_model
 from ringlm.parallel.communicator import Alone, Communicator
+from ringlm.parallel.kernels.choice import processor
 from ringlm.parallel.shard import ShardPlan, plan_shards
 from ringlm.ring import Ring, RingConfig
 from ringlm.weights.files import ModelFiles, open_model
@@ -47,6 +48,7 @@ class Capabilities(msgspec.Struct, frozen=True, array_like=True):
     device: str
     dtypes: list[str]
     settings: Settings
+    hardware: str = ""  # on equal ones the same computation gives the same bits
 
 
 class Agreement(msgspec.Struct, frozen=True, array_like=True):
@@ -55,6 +57,7 @@ class Agreement(msgspec.Struct, frozen=True, array_like=True):
     settings: Settings
     plan: ShardPlan | None
     refused: str | None = None
+    led: bool = False  # the ranks' hardware differs: rank 0 chooses the experts for all
 
 
 class Loaded(NamedTuple):
@@ -78,7 +81,9 @@ def load(
     ring = join(files.fingerprint) if spec.world_size > 1 else None
     threads = spec.threads or threads_for(1 if ring is None else ring.machine_ranks)
     torch.set_num_threads(threads)
-    settings, plan = _agree(ring or Alone(), files, spec, device)
+    agreement = _agree(ring or Alone(), files, spec, device)
+    settings, plan = agreement.settings, agreement.plan
+    assert plan is not None
     comm = _communicator(ring, settings.backend, device, spec.ring)
     dtype = getattr(torch, settings.dtype)
     assert settings.context is not None
@@ -92,6 +97,7 @@ def load(
         dtype=dtype,
         context=settings.context,
         bits=BITS[settings.quant],
+        led=agreement.led,
         progress=on_progress,
     )
     report = RankReport(str(device), threads, model.nbytes, peak_memory())
@@ -162,9 +168,10 @@ def fast_dtypes(device: torch.device, quant: str = "none") -> list[str]:
     return ["bfloat16", "float32"] if quant == "none" and torch.cpu._is_avx512_bf16_supported() else ["float32"]
 
 
-def _agree(comm: Communicator, files: ModelFiles, spec: EngineSpec, device: torch.device) -> tuple[Settings, ShardPlan]:
-    """Settings and plan: rank 0's decision, the same on every rank."""
-    mine = Capabilities(comm.rank, str(device), fast_dtypes(device, spec.settings.quant), spec.settings)
+def _agree(comm: Communicator, files: ModelFiles, spec: EngineSpec, device: torch.device) -> Agreement:
+    """Rank 0's decision, the same on every rank, and a plan in it."""
+    dtypes = fast_dtypes(device, spec.settings.quant)
+    mine = Capabilities(comm.rank, str(device), dtypes, spec.settings, _hardware(device))
     gathered = comm.gather_bytes(msgspec.msgpack.encode(mine))
     decision = b""
     if gathered is not None:
@@ -174,8 +181,13 @@ def _agree(comm: Communicator, files: ModelFiles, spec: EngineSpec, device: torc
     if decided.refused is not None:
         comm.gather_bytes(b"")  # every rank has heard it, and none needs to be told by an abort
         raise Refused(decided.refused)
-    assert decided.plan is not None
-    return decided.settings, decided.plan
+    return decided
+
+
+def _hardware(device: torch.device) -> str:
+    """What computes, and by how many threads, which sums may be divided among."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def _decide(ranks: list[Capabilities], files: ModelFiles) -> Agreement:
@@ -185,7 +197,7 @@ def _decide(ranks: list[Capabilities], files: ModelFiles) -> Agreement:
         plan = plan_shards(sizes, len(ranks), settings.split)
     except RingLMError as error:
         return Agreement(Settings(), None, str(error))
-    return Agreement(settings, plan)
+    return Agreement(settings, plan, led=len({rank.hardware for rank in ranks}) > 1)
 
 
 def agree(ranks: list[Capabilities], model_context: int) -> Settings:
