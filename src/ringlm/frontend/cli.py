@@ -152,6 +152,43 @@ def bench_comm(
 
 
 @app.command(
+    help="Show which rank would hold what of a model, in heads, columns and bytes, and whether it fits.\n\n"
+    "Only the headers of the files are read. What does not fit is refused here and when a ring starts, in the "
+    "same words.",
+    epilog="Example: ringlm plan -m model.gguf --quant int4 --world-size 2 --split 2,1 --memory 16G,8G",
+)
+def plan(
+    model: Annotated[
+        str,
+        typer.Option("-m", "--model", metavar="MODEL", help="A Hugging Face folder, a GGUF file, a hub id, or demo."),
+    ],
+    format: Annotated[
+        str | None, typer.Argument(metavar="plain|gguf", help="What the model is; detected when left out.")
+    ] = None,
+    world_size: Annotated[int, typer.Option("-n", "--world-size", metavar="N", help="How many ranks.")] = 1,
+    split: Annotated[str | None, typer.Option(metavar="W,W,…", help="The share of each rank, such as 2,1.")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S,S,…", help="What each rank has free, such as 16G; else all share what this machine has."
+        ),
+    ] = None,
+    quant: Annotated[str, typer.Option(metavar="none|int8|int4", help="How weights are packed.")] = "none",
+    dtype: Annotated[
+        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="What to compute in; auto as this CPU would.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda|mps", help="What all ranks compute on.")] = "cpu",
+    context: Annotated[int | None, typer.Option(metavar="N", help="Tokens of prompt and answer together.")] = None,
+    max_seqs: Annotated[int | None, typer.Option(metavar="N", help="Requests at the same time.")] = None,
+    json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.")] = False,
+) -> None:
+    from ringlm.frontend.plan import PlanOptions
+    from ringlm.frontend.plan import plan as plan_command
+
+    plan_command(PlanOptions(format, model, world_size, split, context, max_seqs, quant, dtype, device, memory, json))
+
+
+@app.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     epilog='Example: ringlm launch -n 2 -- run -m demo --prompt "Why is the sky blue?"',
 )

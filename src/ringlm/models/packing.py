@@ -14,7 +14,7 @@ from torch import Tensor
 from ringlm.models.shard_file import ShardFile, ShardWriter, shard_path
 from ringlm.parallel.linear import Part, Storage
 from ringlm.weights.packed import BLOCK, Packed, quantize
-from ringlm.weights.source import WeightSource
+from ringlm.weights.source import Form, WeightSource
 
 _TILE: Final = 1 << 20  # elements that are floats at a time
 _SAMPLE: Final = (512, 2048)  # rows and columns of the matrix that products are timed with
@@ -108,8 +108,7 @@ class Packer:
         runs: list[list[Part]] = []
         last = None
         for part in parts:
-            sample = self._read(part, 0, 0, bits)
-            form = sample.bits, sample.minimums is not None
+            form = self._source.form(f"{part.name}.weight") or Form(bits, minimums=bits == 4)
             if form != last:
                 runs.append([])
                 last = form

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -28,6 +28,18 @@ class Entry:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+
+
+class Form(NamedTuple):
+    """How codes are packed: in blocks of 32 of a row, each with a float16 scale and, if `minimums`, a minimum."""
+
+    bits: int  # 4 or 8
+    minimums: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Of a block."""
+        return 4 * self.bits + (4 if self.minimums else 2)
 
 
 class WeightSource(Protocol):
@@ -61,7 +73,11 @@ class WeightSource(Protocol):
 
     def packed(self, name: str, rows: slice, blocks: slice) -> Packed | None:
         """`rows` and blocks of 32 columns of a matrix as the file packs it, codes as they are; None where the file
-        holds it in floats. Empty slices tell the form."""
+        holds it in floats."""
+        ...
+
+    def form(self, name: str) -> Form | None:
+        """The form of what `packed` gives; None where the file holds floats. Reads nothing, and needs no torch."""
         ...
 
 
