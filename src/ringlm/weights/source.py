@@ -82,23 +82,26 @@ class WeightSource(Protocol):
 
 
 def fingerprint(config: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:
-    """16 hex characters over the configuration and every tensor's name, shape, dtype, size and a sample of its
-    bytes: equal for equal models however their tensors are spread over files, and quick for any size."""
-    digest = hashlib.blake2b(msgspec.json.encode(config, order="deterministic"), digest_size=8)
+    """`configuration=…,shapes=…,weights=…`: digests of the configuration, of every tensor's name, shape, dtype and
+    size, and of a sample of its bytes. Equal for equal models however their tensors are spread over files, and quick
+    for any size."""
+    configuration, shapes, weights = (hashlib.blake2b(digest_size=8) for _ in range(3))
+    configuration.update(msgspec.json.encode(config, order="deterministic"))
     files: dict[Path, int] = {}
     try:
         for name, entry in sorted(entries.items()):
             if entry.path not in files:
                 files[entry.path] = os.open(entry.path, os.O_RDONLY)
-            digest.update(repr((name, entry.shape, entry.dtype, entry.nbytes)).encode())
+            shapes.update(repr((name, entry.shape, entry.dtype, entry.nbytes)).encode())
             last = max(0, entry.nbytes - SAMPLE_BYTES)
             for start in (0, last // 2, last):
                 size = min(SAMPLE_BYTES, entry.nbytes - start)
-                digest.update(os.pread(files[entry.path], size, entry.offset + start))
+                weights.update(os.pread(files[entry.path], size, entry.offset + start))
     finally:
         for descriptor in files.values():
             os.close(descriptor)
-    return digest.hexdigest()
+    digests = {"configuration": configuration, "shapes": shapes, "weights": weights}
+    return ",".join(f"{what}={digest.hexdigest()}" for what, digest in digests.items())
 
 
 def bounds(part: slice | None, size: int) -> tuple[int, int]:
