@@ -67,9 +67,10 @@ def fetch(model: HubId) -> Path:
 
 def _download(model: HubId) -> Path:
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.utils import disable_progress_bars, logging
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    logging.set_verbosity_error()  # what fails in the end is said in one line
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what fails in the end is said in one line
     if not sys.stderr.isatty():
         disable_progress_bars()
     # Listing the repository's tree would try again for half a minute where there is no network.
