@@ -81,6 +81,9 @@ def run(
         float, typer.Option(metavar="P", help="Leave out what is below P of the likeliest.", **_PROMPT)
     ] = 0.0,
     seed: Annotated[int | None, typer.Option(metavar="S", help="The same seed, the same answer.", **_PROMPT)] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A Jinja template in place of the model's.", **_PROMPT)
+    ] = None,
     throughput: Annotated[
         bool, typer.Option("--throughput", metavar="", help="Show tokens per second.", **_PROMPT)
     ] = False,
@@ -95,7 +98,7 @@ def run(
     params = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
     )
-    run_command(engine, RunOptions(prompt, interactive, json, throughput), params)
+    run_command(engine, RunOptions(prompt, interactive, json, throughput, chat_template), params)
 
 
 @app.command(
