@@ -156,11 +156,11 @@ def write_gguf(shape: Shape, path: Path, kind: str, name: str) -> None:
     writer.add_tokenizer_model("no_vocab")
     random = np.random.default_rng(0)
     if shape.llama3:
-        from ringlm.models.config import Rope
+        from ringlm.models.kinds import Rope
         from ringlm.models.rope import frequencies
 
         plain, scaled = Rope(shape.theta), Rope(shape.theta, "llama3", 32.0)
-        factors = frequencies(plain, shape.head_dim) / frequencies(scaled, shape.head_dim)
+        factors = frequencies(plain, shape.head_dim, CONTEXT) / frequencies(scaled, shape.head_dim, CONTEXT)
         writer.add_tensor("rope_freqs.weight", factors.numpy())
     for _, theirs, rows, columns in matrices(shape):
         data = blocks(random, kind, rows, columns)

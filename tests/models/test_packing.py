@@ -23,7 +23,7 @@ from ringlm.weights.packed import quantize, unpack
 from tests.models.reference import load, logits_of, prompt, save
 from tests.parallel.local import run_ranks
 from tests.ring.helpers import each, thread_ring
-from tests.weights.write_gguf import write_llama
+from tests.weights.write_gguf import write_model
 
 TOKENS = prompt(40, seed=3)
 
@@ -118,7 +118,7 @@ def test_on_an_accelerator_the_codes_of_a_gguf_file_are_taken_as_they_are(
     kind: str, tmp_path: Path, accelerator: torch.device
 ) -> None:
     folder = save(tmp_path / "model", hidden_size=96, head_dim=16, intermediate_size=160, num_attention_heads=6)
-    files = open_model(write_llama(folder, tmp_path / "model.gguf", default=kind))
+    files = open_model(write_model(folder, tmp_path / "model.gguf", default=kind))
     exact = logits(files, 1, [40])
     for world_size in (1, 3):
         found = logits(files, world_size, [38, 1, 1], bits=8 if kind == "Q8_0" else 4, device=accelerator)

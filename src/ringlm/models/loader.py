@@ -18,7 +18,7 @@ from ringlm.models.registry import builder
 from ringlm.models.sizes import IGNORED
 from ringlm.parallel.communicator import Communicator
 from ringlm.parallel.linear import ColumnParallel, Dense, LinearSpec, Part, RowParallel, Storage
-from ringlm.parallel.prologue import Prologue
+from ringlm.parallel.prologue import Prologue, RmsNorm
 from ringlm.parallel.shard import Range, ShardPlan
 from ringlm.weights.files import ModelFiles
 from ringlm.weights.source import WeightSource
@@ -94,21 +94,21 @@ class ShardLoader:
             bias = torch.cat([self.vector(f"{part.name}.bias", part.shape[0], part.rows) for part in spec.parts])
         return ColumnParallel(self._matrix(spec.parts, self._bits), bias, prologue)
 
-    def row(self, spec: LinearSpec, prologue: Prologue | None = None) -> RowParallel:
+    def row(self, spec: LinearSpec, prologue: Prologue | None = None, norm: RmsNorm | None = None) -> RowParallel:
         """A row-parallel layer; every rank holds the whole bias, which is added after the reduction."""
         (part,) = spec.parts
         bias = self.vector(f"{part.name}.bias", part.shape[0]) if spec.bias else None
-        return RowParallel(self._matrix(spec.parts, self._bits), bias, self.comm, prologue)
+        return RowParallel(self._matrix(spec.parts, self._bits), bias, self.comm, prologue, norm)
 
     def vocabulary(self, name: str, shape: tuple[int, int], rows: Range) -> Storage:
         """`rows` of the embedding or output head `name`.weight of `shape`. It is packed in 8 bits: in 4 it would cost
         more of a model's quality than all other matrices (docs/performance.md)."""
         return self._matrix((Part(name, shape, rows, Range(0, shape[1])),), self._bits and 8)
 
-    def vector(self, name: str, size: int, part: Range | None = None) -> Tensor:
-        """The vector `name` of `size`, or a part of it."""
+    def vector(self, name: str, size: int, part: Range | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """The vector `name` of `size`, or a part of it, in `dtype` (None: the activations')."""
         self._check(name, (size,))
-        return self._read(name, Range(0, size) if part is None else part)
+        return self._read(name, Range(0, size) if part is None else part, dtype=dtype)
 
     def refuse_unused(self) -> None:
         """ModelError for a tensor that the model has no place for: the result would be silently wrong."""
@@ -143,13 +143,14 @@ class ShardLoader:
             )
         self._used.add(name)
 
-    def _read(self, name: str, rows: Range, columns: Range | None = None) -> Tensor:
+    def _read(self, name: str, rows: Range, columns: Range | None = None, dtype: torch.dtype | None = None) -> Tensor:
         cut = (len(rows),) if columns is None else (len(rows), len(columns))
+        dtype = dtype or self.dtype
         if self.device.type == "meta" or 0 in cut:
-            tensor = torch.empty(cut, dtype=self.dtype, device=self.device)
+            tensor = torch.empty(cut, dtype=dtype, device=self.device)
         else:
             inner = None if columns is None else columns.slice
-            tensor = self._source.read(name, rows.slice, inner, self.dtype).to(self.device)
+            tensor = self._source.read(name, rows.slice, inner, dtype).to(self.device)
         self._count(tensor.nbytes)
         return tensor
 

@@ -17,10 +17,19 @@ from torch import Tensor
 from ringlm.parallel import unpacking
 from ringlm.parallel.kernels.choice import NEVER
 from ringlm.parallel.kernels.instructions import LANES
-from ringlm.parallel.kernels.products import FORMS, GATE, NORM, PLAIN, linear, linear_by_threads, work_bytes
+from ringlm.parallel.kernels.products import (
+    FORMS,
+    GELU_GATE,
+    NORM,
+    PLAIN,
+    SILU_GATE,
+    linear,
+    linear_by_threads,
+    work_bytes,
+)
 from ringlm.parallel.kernels.rows import BLOCK
 from ringlm.parallel.kernels.unpacking import unpack, unpack_by_threads
-from ringlm.parallel.prologue import Prologue, RmsNorm, SiluGate
+from ringlm.parallel.prologue import Gate, Prologue, RmsNorm
 
 _TILE: Final = 1 << 19  # elements unpacked at a time: a megabyte stays in the cache
 
@@ -171,7 +180,7 @@ class PackedMatrix:
         """Activations rounded to 8 bits, float32 out: for few of them."""
         plan = self._plans.get(prologue) or self._plan(prologue)
         exact = x if x.dtype is torch.float32 else x.float()
-        if not exact.is_contiguous() and (tokens > 1 and plan.words[0] != GATE):
+        if not exact.is_contiguous() and (tokens > 1 and plan.words[0] in (PLAIN, NORM)):
             exact = exact.contiguous()
         out = self._memory if tokens == 1 else torch.empty(tokens, self._stride)
         work = self._workspace.address(work_bytes(tokens, self._columns, self._blocks))
@@ -209,8 +218,8 @@ class PackedMatrix:
         kind, weight, eps = PLAIN, None, 0.0
         if isinstance(prologue, RmsNorm):
             kind, weight, eps = NORM, prologue.weight.float(), prologue.eps
-        elif isinstance(prologue, SiluGate):
-            kind = GATE
+        elif isinstance(prologue, Gate):
+            kind = GELU_GATE if prologue.gelu else SILU_GATE
         address = 0 if weight is None else weight.data_ptr()
         words = [kind, self._columns, self._lead, self._blocks, self._stride, address, len(self._segments)]
         for segment in self._segments:

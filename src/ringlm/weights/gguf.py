@@ -36,13 +36,14 @@ class GGUFWeights:
         self._data = header.data
         self._file = header.path.name
         self.config = config_from(header)
+        self._arch: str = header.metadata["general.architecture"]
         entries: dict[str, Entry] = {}
         for info in header.tensors.values():
-            name = hugging_face_name(info.name)
+            name = hugging_face_name(info.name, self._arch)
             if name is not None:
                 entries[name] = Entry(header.path, info.ggml_type, info.shape, info.offset, info.nbytes)
-            elif info.name != ROPE_FACTORS:
-                raise ModelError(f"{self._file}: tensor {info.name!r} is not a part of a Llama model.")
+            elif info.name not in ROPE_FACTORS:
+                raise ModelError(f"{self._file}: tensor {info.name!r} is not a part of a {self._arch} model.")
         self.entries: Mapping[str, Entry] = entries
 
     @property
@@ -112,7 +113,7 @@ class GGUFWeights:
         self, name: str, entry: Entry, start: int, stop: int, read: Callable[[int, int], torch.Tensor]
     ) -> torch.Tensor:
         """Rows [start, stop), out of ggml's rotary order where they are in it; whole heads are read for that."""
-        if not is_permuted(name):
+        if not is_permuted(name, self._arch):
             return read(start, stop)
         heads = self.config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
         if heads < 1 or entry.shape[0] % (2 * heads):

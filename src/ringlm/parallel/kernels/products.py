@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from ringlm.parallel.kernels import instructions as at
 from ringlm.parallel.kernels.instructions import F16, F32, I8, I64, LANES, constant, load, spread, vector
-from ringlm.parallel.kernels.rows import BLOCK, rms_norm, round_activations, silu_multiply, words
+from ringlm.parallel.kernels.rows import BLOCK, gate_multiply, rms_norm, round_activations, words
 
 TOKENS: Final = 4  # in a tile of registers
 _PANEL: Final = 8  # blocks of rows that stay in the cache while all tokens pass
@@ -150,7 +150,8 @@ _product_0, _product_1, _product_2, _product_3 = (_compile(form) for form in ran
 # What to do with the activations first.
 PLAIN: Final = 0
 NORM: Final = 1  # their RMS norm
-GATE: Final = 2  # silu of the first half of a row times the second
+SILU_GATE: Final = 2  # silu of the first half of a row times the second
+GELU_GATE: Final = 3
 _SEGMENT_WORDS: Final = 6
 _HEAD_WORDS: Final = 7
 
@@ -190,8 +191,8 @@ def prepare(plan, x, x_stride, tokens, eps, work):
     if kind == NORM:
         rms_norm(x, weight, tokens, columns, eps, work)
         x = work
-    elif kind == GATE:
-        silu_multiply(x, tokens, columns, x_stride, work)
+    elif kind != PLAIN:
+        gate_multiply(x, tokens, columns, x_stride, kind == GELU_GATE, work)
         x = work
     round_activations(x, tokens, columns, lead, blocks, codes, scales, sums)
     return codes, scales, sums
@@ -201,7 +202,7 @@ def prepare(plan, x, x_stride, tokens, eps, work):
 def linear(plan, x, x_stride, tokens, eps, work, out):
     """A packed matrix times `tokens` activations at `x`, `x_stride` elements apart: float32 at `out`.
 
-    `plan` has int64 words: kind (PLAIN, NORM or GATE), columns, lead (columns of the first block that lie before the
+    `plan` has int64 words: kind (PLAIN, NORM or a gate), columns, lead (columns of the first block that lie before the
     matrix), blocks, elements from one token's result to the next, the norm's weight, the number of segments; then for
     each segment of rows its form, codes, scales, minimums, rows, and blocks of LANES rows. Addresses are integers;
     `work` has room for `work_bytes`.
