@@ -18,6 +18,7 @@ GEMMA = {
     "sliding_window": 7,
     "query_pre_attn_scalar": 9,
 }
+EXPERTS = {"num_experts": 9, "num_experts_per_tok": 4, "moe_intermediate_size": 19}
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": 7}),
@@ -51,6 +52,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, "num_hidden_layers": 3, "pad_token_id": None}),
     "olmo2": ("Olmo2", {"seed": 1}),
+    "mixtral": ("Mixtral", {"num_local_experts": 7}),
+    "mixtral with a window": (
+        "Mixtral",
+        {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 7, "seed": 1},
+    ),
+    "qwen3 moe": ("Qwen3Moe", EXPERTS | {"num_hidden_layers": 3, "mlp_only_layers": [1], "norm_topk_prob": True}),
+    "qwen3 moe in every second layer": ("Qwen3Moe", EXPERTS | {"decoder_sparse_step": 2}),
 }
 PROMPTS = [prompt(11), prompt(1, seed=1), prompt(43, seed=2), prompt(18, seed=3)]
 LONG = [prompt(43, seed=2), prompt(300, seed=4)]  # longer than phi4's original context, and than a block of queries

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ringlm.errors import ModelError
 from ringlm.weights import GGUFHeader, open_model
 from tests.models.reference import assert_same, expected, prompt, ring_greedy, save
+from tests.models.test_packing import apart, logits
 from tests.weights.write_gguf import TYPES, header, tensor, write_model, write_tensors
 
 
@@ -165,6 +166,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 5, "pad_token_id": None}),
     "olmo2": ("Olmo2", {"seed": 1}),
+    "mixtral": ("Mixtral", {"num_local_experts": 7}),
+    "qwen3 moe": ("Qwen3Moe", {"num_experts": 9, "norm_topk_prob": True, "moe_intermediate_size": 19}),
 }
 
 
@@ -177,6 +180,16 @@ def test_every_family_answers_as_its_original(tmp_path: Path, name: str) -> None
     theirs = expected(folder, prompts, 12)
     for world_size in (1, 3):
         assert_same(ring_greedy(path, world_size, prompts, 12), theirs)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_packed_experts_are_near_the_original(tmp_path: Path, kind: str) -> None:
+    changes = {"hidden_size": 96, "head_dim": 16, "num_attention_heads": 6, "moe_intermediate_size": 64}
+    folder = save(tmp_path / "original", family="Qwen3Moe", **changes, num_experts=7, num_experts_per_tok=3)
+    files = open_model(write_model(folder, tmp_path / "model.gguf", default=kind))
+    exact = logits(files, 1, [40])
+    for world_size in (1, 3):
+        assert apart(logits(files, world_size, [38, 1, 1], bits=4), exact) < 0.1
 
 
 def test_packed_codes_of_fused_tensors_are_near_the_original(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from ringlm.weights.gguf_config import hugging_face_name
 SIMPLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # gguf can write them
 K_TYPES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where float16 factors lie in a block
 TYPES = {name: gguf.GGMLQuantizationType[name] for name in (*SIMPLE, *K_TYPES)}
+
+ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}
 
 
 def permute(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -27,7 +30,7 @@ def write_model(folder: Path, path: Path, types: dict[str, str] | None = None, d
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     config = model.config
-    arch = {"mistral": "llama", "gemma3_text": "gemma3"}.get(config.model_type, config.model_type)
+    arch = ARCHITECTURES.get(config.model_type, config.model_type)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(config.num_hidden_layers)
@@ -42,6 +45,11 @@ def write_model(folder: Path, path: Path, types: dict[str, str] | None = None, d
         writer.add_value_length(size)
         writer.add_rope_dimension_count(size)
     _add_windows_and_rope(writer, arch, config)
+    if hasattr(config, "num_local_experts"):
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if arch == "qwen3moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     writer.add_vocab_size(config.vocab_size)
     writer.add_eos_token_id(2)
     writer.add_token_list([f"<{index}>" for index in range(config.vocab_size)])
@@ -49,7 +57,7 @@ def write_model(folder: Path, path: Path, types: dict[str, str] | None = None, d
         plain = 1.0 / config.rope_parameters["rope_theta"] ** (np.arange(0, size, 2) / size)
         writer.add_tensor("rope_freqs.weight", (plain / model.model.rotary_emb.inv_freq.numpy()).astype(np.float32))
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _matrices(model):
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         data = tensor.float().numpy()
@@ -62,6 +70,17 @@ def write_model(folder: Path, path: Path, types: dict[str, str] | None = None, d
         add(writer, names.get_name(name, (".weight", ".bias")), data, kind)
     finish(writer)
     return path
+
+
+def _matrices(model: Any) -> Iterator[tuple[str, Any]]:
+    """The tensors of transformers' model, with gates and ups of experts apart, as the converter has them."""
+    for name, tensor in model.state_dict().items():
+        prefix, last = name.rpartition(".")[::2]
+        if last == "gate_up_proj":
+            for part, half in zip(("gate_proj", "up_proj"), tensor.chunk(2, 1), strict=True):
+                yield f"{prefix}.{part}.weight", half
+        else:
+            yield f"{name}.weight" if last == "down_proj" else name, tensor
 
 
 def _add_windows_and_rope(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
@@ -113,7 +132,7 @@ def add(writer: gguf.GGUFWriter, name: str, data: np.ndarray, kind: str) -> None
 def write_tensors(path: Path, kind: str) -> dict[str, np.ndarray]:
     """A file with a few tensors of one type, 4 and 2 heads of size 6; what it holds by Hugging Face name and in
     Hugging Face order, as stored."""
-    heads, kv_heads, size = 4, 2, 6
+    heads, kv_heads, size, experts = 4, 2, 6, 3
     hidden = 512 if kind in K_TYPES else 96
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(1)
@@ -124,18 +143,22 @@ def write_tensors(path: Path, kind: str) -> dict[str, np.ndarray]:
     writer.add_head_count_kv(kv_heads)
     writer.add_key_length(size)
     writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_expert_count(experts)
+    writer.add_expert_used_count(2)
     shapes = {
         "token_embd.weight": (7, hidden),
         "blk.0.attn_q.weight": (heads * size, hidden),
         "blk.0.attn_k.weight": (kv_heads * size, hidden),
         "blk.0.attn_v.weight": (kv_heads * size, hidden),
         "output_norm.weight": (hidden,),
+        "blk.0.ffn_gate_exps.weight": (experts, 10, hidden),
     }
     random = np.random.default_rng(0)
     stored = {}
     for name, shape in shapes.items():
         raw = encode(random.normal(size=shape).astype(np.float32), kind)
-        stored[str(hugging_face_name(name, "llama"))] = raw
+        known = str(hugging_face_name(name, "llama"))
+        stored |= {known.replace("*", str(expert)): part for expert, part in enumerate(raw if "*" in known else [raw])}
         permuted = {"blk.0.attn_q.weight": heads, "blk.0.attn_k.weight": kv_heads}.get(name)
         writer.add_tensor(name, permute(raw, permuted) if permuted else raw, raw_dtype=TYPES[kind])
     finish(writer)

@@ -20,6 +20,7 @@ from ringlm.engine.runner import Runner
 from ringlm.errors import ConfigError
 from ringlm.models.loader import load_model
 from ringlm.parallel.communicator import Alone, Communicator
+from ringlm.parallel.kernels.choice import processor
 from ringlm.ring import Ring, RingConfig
 from ringlm.weights.files import open_model
 
@@ -49,8 +50,10 @@ def load(
     torch.set_num_threads(threads)
     rank = 0 if ring is None else ring.rank
     kinds = fast_dtypes(str(device), spec.settings.quant)
-    mine = Capabilities(rank, str(device), kinds, spec.settings, device_memory(device))
-    settings, plan = decide_together(ring or Alone(), files, mine)
+    mine = Capabilities(rank, str(device), kinds, spec.settings, device_memory(device), _hardware(device))
+    agreement = decide_together(ring or Alone(), files, mine)
+    settings, plan = agreement.settings, agreement.plan
+    assert plan is not None
     comm = _communicator(ring, settings.backend, device, spec.ring)
     dtype = getattr(torch, settings.dtype)
     assert settings.context is not None
@@ -64,6 +67,7 @@ def load(
         dtype=dtype,
         context=settings.context,
         bits=BITS[settings.quant],
+        led=agreement.led,
         progress=on_progress,
     )
     report = RankReport(str(device), threads, model.nbytes, peak_memory())
@@ -129,3 +133,9 @@ def device_memory(device: torch.device) -> Memory:
     if device.type != "cuda":
         return host_memory()
     return Memory(str(torch.cuda.get_device_properties(device).uuid), torch.cuda.mem_get_info(device)[0])
+
+
+def _hardware(device: torch.device) -> str:
+    """What computes, and by how many threads, which sums may be divided among."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads"

@@ -11,6 +11,7 @@ import msgspec
 
 from ringlm.errors import ModelError
 from ringlm.models.kinds import AttentionKind, Count, Positive, read_kinds
+from ringlm.models.mixture_config import Mixture, read_mixture
 from ringlm.models.registry import FAMILIES
 from ringlm.parallel.shard import Dimensions
 
@@ -45,6 +46,7 @@ class ModelConfig:
     output_bias: bool  # of the attention's output
     mlp_bias: bool
     eos_token_ids: tuple[int, ...]
+    mixture: Mixture | None
 
 
 class _Config(msgspec.Struct):
@@ -86,6 +88,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         if head_dim % 2 or not head_dim:
             raise ModelError(f"config.json: head_dim {head_dim} has to be even for rotary positions.")
         kinds = read_kinds(config, raw.num_hidden_layers, head_dim, raw.max_position_embeddings)
+        mixture = read_mixture(config)
     except msgspec.ValidationError as error:
         raise ModelError(f"config.json: {error}.") from error
     if raw.quantization_config is not None:
@@ -126,6 +129,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         output_bias=raw.attention_bias if raw.attention_output_bias is None else raw.attention_output_bias,
         mlp_bias=raw.mlp_bias,
         eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
+        mixture=mixture,
     )
 
 
@@ -142,4 +146,5 @@ def dimensions(config: Mapping[str, Any], name: str = "") -> Dimensions:
         vocabulary=checked.vocabulary,
         context=checked.context,
         name=name,
+        expert_columns=0 if checked.mixture is None else checked.mixture.columns,
     )

@@ -21,6 +21,13 @@ class Family(NamedTuple):
 
 
 _QWEN: Final = {"sliding_window": 4096, "max_window_layers": 28}
+_MIXTRAL: Final = {"use_sliding_window": True, "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}
+_QWEN3_MOE: Final = {
+    "sliding_window": 4096,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+}
 _GEMMA: Final = {
     "hidden_activation": "gelu_pytorch_tanh",
     "head_dim": 256,
@@ -35,8 +42,10 @@ _GEMMA: Final = {
 FAMILIES: Final[Mapping[str, Family]] = {  # by config.json's "architectures"
     "LlamaForCausalLM": Family("llama"),
     "MistralForCausalLM": Family("mistral", {"use_sliding_window": True, "sliding_window": 4096}),
+    "MixtralForCausalLM": Family("mixtral", _MIXTRAL),
     "Qwen2ForCausalLM": Family("qwen2", _QWEN | {"attention_bias": True, "attention_output_bias": False}),
     "Qwen3ForCausalLM": Family("qwen3", _QWEN | {"head_dim": 128}),
+    "Qwen3MoeForCausalLM": Family("qwen3_moe", _QWEN3_MOE),
     "Gemma2ForCausalLM": Family(
         "gemma2",
         _GEMMA | {"sliding_window_pattern": 2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},

@@ -34,6 +34,7 @@ _ARCHITECTURES: Final = {
     "llama": _Architecture("LlamaForCausalLM", "llama", permuted=True),
     "qwen2": _Architecture("Qwen2ForCausalLM", "qwen2"),
     "qwen3": _Architecture("Qwen3ForCausalLM", "qwen3"),
+    "qwen3moe": _Architecture("Qwen3MoeForCausalLM", "qwen3_moe", config={"norm_topk_prob": True}),
     "gemma2": _Architecture("Gemma2ForCausalLM", "gemma2", inner=_GEMMA, config={"norm_offset": 0.0}),
     "gemma3": _Architecture("Gemma3ForCausalLM", "gemma3_text", inner=_GEMMA, config={"norm_offset": 0.0}),
     "phi3": _Architecture("Phi3ForCausalLM", "phi3", inner={"ffn_up": "mlp.gate_up_proj"}),
@@ -46,6 +47,8 @@ _OPTIONAL: Final = (  # metadata, config.json's word, type
     ("rope.freq_base_swa", "rope_local_base_freq", float),
     ("rope.scaling.original_context_length", "original_max_position_embeddings", int),
 )
+_MIXTRAL: Final = _Architecture("MixtralForCausalLM", "mixtral", permuted=True)  # GGUF's llama with experts
+_MOST_EXPERTS: Final = 1 << 14  # more is a damaged file
 _LARGEST: Final = {"gemma2": 46, "gemma3": 62}  # layers of the size whose scores are scaled by hidden_size / heads
 _OUTER: Final = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _INNER: Final = {
@@ -63,12 +66,17 @@ _INNER: Final = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
     "post_ffw_norm": "post_feedforward_layernorm",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.*.gate_proj",
+    "ffn_up_exps": "mlp.experts.*.up_proj",
+    "ffn_down_exps": "mlp.experts.*.down_proj",
 }
 _BLOCK: Final = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
 def hugging_face_name(gguf_name: str, arch: str) -> str | None:
-    """`blk.3.attn_q.weight` to `model.layers.3.self_attn.q_proj.weight`; None for a name with no counterpart."""
+    """`blk.3.attn_q.weight` to `model.layers.3.self_attn.q_proj.weight`; None for a name with no counterpart. A `*`
+    stands for every expert's number: GGUF has their tensors as one, with a dimension more."""
     if match := _BLOCK.fullmatch(gguf_name):
         layer, inner, kind = match.groups()
         name = _ARCHITECTURES[arch].inner.get(inner) or _INNER.get(inner)
@@ -102,8 +110,11 @@ def config_from(header: GGUFHeader) -> dict[str, Any]:
     def maybe(key: str, kind: type, default: Any) -> Any:
         return need(key, kind) if f"{arch}.{key}" in meta else default
 
-    if maybe("expert_count", int, 0):
-        raise ModelError(f"{file}: a mixture of {meta[f'{arch}.expert_count']} experts is not supported.")
+    experts = maybe("expert_count", int, 0)
+    if experts and (arch not in ("llama", "qwen3moe") or experts > _MOST_EXPERTS):
+        raise ModelError(f"{file}: a mixture of {experts} experts is not supported for {arch}.")
+    if experts and arch == "llama":
+        special = _MIXTRAL
     if meta.get("split.count", 0) not in (0, 1):
         raise ModelError(
             f"{file}: is one of {meta['split.count']} parts. Merge them: llama-gguf-split --merge {file} OUT"
@@ -147,6 +158,10 @@ def config_from(header: GGUFHeader) -> dict[str, Any]:
         "eos_token_id": list(dict.fromkeys(end for end in ends if isinstance(end, int))),
         **special.config,
     }
+    if experts:
+        config["num_local_experts"] = experts
+        config["num_experts_per_tok"] = need("expert_used_count", int)
+        config["moe_intermediate_size"] = maybe("expert_feed_forward_length", int, config["intermediate_size"])
     if arch in _LARGEST:
         large = config["num_hidden_layers"] == _LARGEST[arch]
         config["query_pre_attn_scalar"] = hidden // heads if large else head_dim

@@ -152,12 +152,12 @@ PLAIN: Final = 0
 NORM: Final = 1  # their RMS norm
 SILU_GATE: Final = 2  # silu of the first half of a row times the second
 GELU_GATE: Final = 3
-_SEGMENT_WORDS: Final = 6
-_HEAD_WORDS: Final = 7
+SEGMENT_WORDS: Final = 6
+HEAD_WORDS: Final = 7
 
 
 @njit(cache=True, nogil=True)
-def _multiply(form, c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride):
+def multiply(form, c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride):
     if form == 0:
         _product_0(c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
     elif form == 1:
@@ -172,7 +172,7 @@ def _multiply(form, c, s, m, xc, xs, xt, out, first, last, blocks, tokens, strid
 def _multiply_by_threads(threads, form, c, s, m, xc, xs, xt, out, row_blocks, blocks, tokens, stride):
     for part in prange(threads):
         first, last = row_blocks * part // threads, row_blocks * (part + 1) // threads
-        _multiply(form, c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
+        multiply(form, c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
 
 
 def work_bytes(tokens: int, columns: int, blocks: int) -> int:
@@ -183,7 +183,7 @@ def work_bytes(tokens: int, columns: int, blocks: int) -> int:
 @njit(cache=True, nogil=True)
 def prepare(plan, x, x_stride, tokens, eps, work):
     """The norm or gate that `plan` asks for, then rounding; addresses of codes, scales and sums."""
-    head = carray(words(plan), (_HEAD_WORDS,))
+    head = carray(words(plan), (HEAD_WORDS,))
     kind, columns, lead, blocks, weight = head[0], head[1], head[2], head[3], head[5]
     scales = work + tokens * columns * 4
     sums = scales + tokens * blocks * 4
@@ -208,10 +208,10 @@ def linear(plan, x, x_stride, tokens, eps, work, out):
     `work` has room for `work_bytes`.
     """
     codes, scales, sums = prepare(plan, x, x_stride, tokens, eps, work)
-    head = carray(words(plan), (_HEAD_WORDS,))
+    head = carray(words(plan), (HEAD_WORDS,))
     for segment in range(head[6]):
-        p = carray(words(plan + (_HEAD_WORDS + segment * _SEGMENT_WORDS) * 8), (_SEGMENT_WORDS,))
-        _multiply(p[0], p[1], p[2], p[3], codes, scales, sums, out, 0, p[5], head[3], tokens, head[4])
+        p = carray(words(plan + (HEAD_WORDS + segment * SEGMENT_WORDS) * 8), (SEGMENT_WORDS,))
+        multiply(p[0], p[1], p[2], p[3], codes, scales, sums, out, 0, p[5], head[3], tokens, head[4])
         out += p[4] * 4
 
 
@@ -221,8 +221,8 @@ def linear_by_threads(
     """`linear` by several threads; `plan` are the words at `address`."""
     set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
     rounded = prepare(address, x, x_stride, tokens, eps, work)
-    for first in range(_HEAD_WORDS, len(plan), _SEGMENT_WORDS):
-        form, codes, scales, minimums, rows, row_blocks = plan[first : first + _SEGMENT_WORDS]
+    for first in range(HEAD_WORDS, len(plan), SEGMENT_WORDS):
+        form, codes, scales, minimums, rows, row_blocks = plan[first : first + SEGMENT_WORDS]
         _multiply_by_threads(
             threads, form, codes, scales, minimums, *rounded, out, row_blocks, plan[3], tokens, plan[4]
         )
