@@ -46,7 +46,10 @@ def load(
     files = open_model(spec.model, spec.settings.format)
     device = pick_device(spec.device)
     ring = join(files.fingerprint) if spec.world_size > 1 else None
-    threads = spec.threads or threads_for(1 if ring is None else ring.machine_ranks)
+    here = (0,) if ring is None else ring.here
+    if device.type == "cuda":
+        device = own_gpu(device, here.index(0 if ring is None else ring.rank))
+    threads = spec.threads or threads_for(len(here))
     torch.set_num_threads(threads)
     rank = 0 if ring is None else ring.rank
     kinds = fast_dtypes(str(device), spec.settings.quant)
@@ -117,15 +120,25 @@ def peak_memory() -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that 'auto', 'cpu', 'cuda' or 'mps' means here. Raises ConfigError when there is none."""
+    """The device that 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps' means here. Raises ConfigError when there is none."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, available in there.items() if available)
-    if name not in there:
+    kind, _, index = name.partition(":")
+    if kind not in there:
         raise ConfigError(f"--device {name} is not known; choose auto, cpu, cuda or mps.")
-    if not there[name]:
+    if not there[kind] or int(index or 0) >= max(1, torch.cuda.device_count()):
         raise ConfigError(f"--device {name}: torch {torch.__version__} finds no such device here; try --device cpu.")
     return torch.device(name)
+
+
+def own_gpu(device: torch.device, place: int) -> torch.device:
+    """The GPU of the rank that is number `place` of those on this machine: one of its own while there are as many; an
+    index that was asked for stays. It becomes the current one."""
+    if device.index is None:
+        device = torch.device("cuda", place % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def device_memory(device: torch.device) -> Memory:

@@ -14,7 +14,6 @@ import os
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -151,7 +150,6 @@ class _Forming:
     ) -> Ring:
         config, cards, rank = self.config, self.cards, self.config.rank
         names = [f"rank {card.rank} ({reach(cards, card.rank, rank)[0]})" for card in cards]
-        machines = Counter(card.machine for card in cards)
         beat = heartbeat or Heartbeat(silence_s=math.inf)
         for sock in links.values():
             tune(sock)  # the cards have left them with timeouts
@@ -164,7 +162,7 @@ class _Forming:
             listener=self.listener,
             relays=self.relays,
             timeout_s=config.timeout_s if heartbeat is None else math.inf,
-            machine_ranks=machines[cards[rank].machine],
+            here=[card.rank for card in cards if card.machine == cards[rank].machine],
             relayed=relayed,
             segment_bytes=segment_bytes,
             limits=Limits(direct_bytes, segment_bytes),

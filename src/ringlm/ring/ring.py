@@ -46,13 +46,13 @@ class Ring(Collectives):
         listener: Listener | None = None,
         relays: Relays | None = None,
         timeout_s: float = float("inf"),
-        machine_ranks: int = 1,
+        here: Sequence[int] = (),
         relayed: Collection[tuple[int, int]] = (),
         epoch: int = 0,
         segment_bytes: int = SEGMENT_BYTES,
         limits: Limits = Limits(),  # noqa: B008  it is immutable
     ) -> None:
-        self.machine_ranks = machine_ranks  # of the ranks, how many share this rank's machine
+        self.here = tuple(here) or (rank,)  # the ranks on this rank's machine
         self.epoch = epoch
         self.timeout_s = timeout_s
         self.seconds = 0.0
