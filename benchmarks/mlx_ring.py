@@ -3,9 +3,9 @@
     python -m venv mlx && mlx/bin/pip install 'mlx[cpu]'
     python benchmarks/mlx_ring.py --mlx-python mlx/bin/python [--rounds 20]
 
-All ranks are there from the start, and engines take turns by blocks of calls; the others sleep meanwhile. On Linux
-ringlm's ranks of one machine are linked by Unix sockets; "over TCP" holds it to loopback TCP, which is what MLX uses.
-A rank computes in one thread, beside which MLX has threads for its sockets. Both sum in place.
+Each size has ranks of its own, and engines take turns by blocks of calls; the others sleep meanwhile. On Linux ringlm's
+ranks of one machine are linked by Unix sockets; "over TCP" holds it to loopback TCP, which is what MLX uses. A rank
+computes in one thread, beside which MLX has threads for its sockets. Both sum in place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SIZES = {"6 KB": (6 << 10, 200), "256 KB": (256 << 10, 100), "32 MB": (32 << 20, 5)}  # bytes, calls of a block
+SIZES = {"6 KB": (6 << 10, 4000), "256 KB": (256 << 10, 1000), "32 MB": (32 << 20, 8)}  # bytes, calls of a block
 _ANSWER_S = 60.0
 
 
@@ -140,20 +140,27 @@ def main() -> None:
     parser.add_argument("--mlx-python", required=True, metavar="PATH", help="of an environment that has MLX")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
-    pythons = {name: options.mlx_python if name == "MLX" else sys.executable for name in ENGINES}
-    blocks: dict[tuple[str, str], list[list[float]]] = {case: [] for case in itertools.product(SIZES, ENGINES)}
+    print(f"{'bytes':>7}  {'engine':15}  {'us p50':>9}  {'us p90':>9}  {'/ ringlm':>8}  lowest and highest round")
+    for size in SIZES:
+        versions = measure(size, options.mlx_python, options.rounds)
+    print(f"all-reduce, float32, two ranks; {', '.join(versions)}")
+
+
+def measure(size: str, mlx_python: str, rounds: int) -> list[str]:
+    """Prints an engine's line, its median over ringlm's in it, of all calls and by rounds; the engines' versions."""
+    blocks: dict[str, list[list[float]]] = {name: [] for name in ENGINES}
     with contextlib.ExitStack() as stack:
-        engines = {name: Ranks(name, python, stack) for name, python in pythons.items()}
-        for _, (size, name) in itertools.product(range(options.rounds), blocks):
-            blocks[size, name].append(engines[name].block(*SIZES[size]))
-    print(f"all-reduce, float32, two ranks; {engines['ringlm'].version}, {engines['MLX'].version}")
-    print(f"{'bytes':>7}  {'engine':15}  {'us p50':>9}  {'us p90':>9}  {'/ ringlm':>8}  rounds between")
-    for (size, name), found in blocks.items():
-        (p50, p90), (ours, _) = quantiles_us(found), quantiles_us(blocks[size, "ringlm"])
-        rounds = zip(map(statistics.median, found), map(statistics.median, blocks[size, "ringlm"]), strict=True)
-        ratios = sorted(theirs / our for theirs, our in rounds)
+        engines = {name: Ranks(name, mlx_python if name == "MLX" else sys.executable, stack) for name in ENGINES}
+        for _, (name, ranks) in itertools.product(range(rounds), engines.items()):
+            blocks[name].append(ranks.block(*SIZES[size]))
+    ours, _ = quantiles_us(blocks["ringlm"])
+    for name, found in blocks.items():
+        p50, p90 = quantiles_us(found)
+        pairs = zip(map(statistics.median, found), map(statistics.median, blocks["ringlm"]), strict=True)
+        ratios = sorted(theirs / our for theirs, our in pairs)
         line = f"{size:>7}  {name:15}  {p50:>9,.1f}  {p90:>9,.1f}  {p50 / ours:>7.2f}x"
-        print(f"{line}  {ratios[0]:.2f} and {ratios[-1]:.2f}")
+        print(f"{line}  {ratios[0]:.2f} and {ratios[-1]:.2f}", flush=True)
+    return sorted({ranks.version for ranks in engines.values()})
 
 
 def quantiles_us(blocks: list[list[float]]) -> tuple[float, float]:
