@@ -164,7 +164,7 @@ def test_which_format_it_is(tmp_path: Path) -> None:
         open_model(empty)
     for name in ("a.gguf", "b.gguf"):
         (empty / name).touch()
-    with pytest.raises(ConfigError, match="holds 2 GGUF files"):
+    with pytest.raises(ConfigError, match="holds 2 GGUF models"):
         open_model(empty)
 
 

@@ -20,6 +20,7 @@ from typing import Literal
 
 from ringlm.errors import ConfigError, ModelError
 from ringlm.paths import atomic_write, cache_dir
+from ringlm.weights.gguf_parts import model_name, models_in
 
 Format = Literal["plain", "gguf"]
 
@@ -34,14 +35,15 @@ _HUB_IGNORED = ["*/*"]  # other formats and training states lie in sub-folders
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model on this disk: a Hugging Face folder (`plain`) or one GGUF file (`gguf`)."""
+    """A model on this disk: a Hugging Face folder (`plain`) or a GGUF model (`gguf`), whose file, or the first
+    of several, `path` is."""
 
     path: Path
     format: Format
 
     @property
     def name(self) -> str:
-        return self.path.stem if self.format == "gguf" else self.path.resolve().name
+        return model_name(self.path) if self.format == "gguf" else self.path.resolve().name
 
 
 def resolve(model: str, format: str | None = None) -> Model:
@@ -79,11 +81,11 @@ def _on_disk(path: Path) -> Model:
         raise ModelError(f"{path} is not a GGUF file; {hint}.")
     if (path / "config.json").is_file():
         return Model(path, "plain")
-    files = sorted(path.glob("*.gguf"))
+    files = models_in(path)
     if len(files) == 1:
         return Model(files[0], "gguf")
     if files:
-        raise ModelError(f"{path} holds {len(files)} GGUF files; give one of them, such as {files[0]}.")
+        raise ModelError(f"{path} holds {len(files)} GGUF models; give one of them, such as {files[0]}.")
     raise ModelError(f"{path} has no config.json and no GGUF file; is it the folder of a model?")
 
 

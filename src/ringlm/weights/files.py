@@ -12,6 +12,7 @@ from ringlm.errors import ConfigError, ModelError
 from ringlm.weights.folder import FolderWeights, read_small
 from ringlm.weights.gguf import GGUFWeights
 from ringlm.weights.gguf_header import GGUFHeader
+from ringlm.weights.gguf_parts import model_name, models_in
 from ringlm.weights.source import WeightSource, fingerprint
 
 Format = Literal["plain", "gguf"]
@@ -45,7 +46,7 @@ def open_model(path: str | Path, format: str | None = None) -> ModelFiles:
     source: FolderWeights | GGUFWeights
     if found == "gguf":
         source = GGUFWeights(GGUFHeader(path))
-        config, name = source.config, path.stem
+        config, name = source.config, model_name(path)
     else:
         source, config, name = FolderWeights(path), _config(path), path.resolve().name
     changed = max(entry.stat().st_mtime_ns for entry in {entry.path for entry in source.entries.values()})
@@ -53,18 +54,18 @@ def open_model(path: str | Path, format: str | None = None) -> ModelFiles:
 
 
 def _locate(path: Path) -> tuple[Path, Format]:
-    """The folder or file that is meant, and its format; a folder with a single GGUF file means that file."""
+    """The folder or file that is meant, and its format; a folder with a single GGUF model means that."""
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder. Give a Hugging Face folder or a GGUF file.")
     if path.is_file():
         if path.suffix == ".safetensors":
             raise ConfigError(f"{path}: give the folder it is in ({path.parent}), with config.json beside it.")
         return path, "gguf"
-    ggufs = sorted(path.glob("*.gguf"))
+    ggufs = models_in(path)
     if not ggufs or (path / "config.json").exists():
         return path, "plain"
     if len(ggufs) > 1:
-        raise ConfigError(f"{path}: holds {len(ggufs)} GGUF files. Give one of them, such as {ggufs[0]}.")
+        raise ConfigError(f"{path}: holds {len(ggufs)} GGUF models. Give one of them, such as {ggufs[0]}.")
     return ggufs[0], "gguf"
 
 

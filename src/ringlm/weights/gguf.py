@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file by Hugging Face names and in Hugging Face layout, dequantized by slice. Knows no model."""
+"""Tensors of a GGUF model by Hugging Face names and in Hugging Face layout, dequantized by slice. Knows no model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FORMATS: Final = {name: (block, nbytes) for name, block, nbytes in BLOCK_FORMAT
 
 
 class GGUFWeights:
-    """The `WeightSource` over one GGUF file."""
+    """The `WeightSource` over a GGUF model, in one file or several."""
 
     def __init__(self, header: GGUFHeader) -> None:
         self._data = header.data
@@ -30,7 +30,7 @@ class GGUFWeights:
         for info in header.tensors.values():
             name = hugging_face_name(info.name)
             if name is not None:
-                entries[name] = Entry(header.path, info.ggml_type, info.shape, info.offset, info.nbytes)
+                entries[name] = Entry(info.path, info.ggml_type, info.shape, info.offset, info.nbytes)
             elif info.name != ROPE_FACTORS:
                 raise ModelError(f"{self._file}: tensor {info.name!r} is not a part of a Llama model.")
         self.entries: Mapping[str, Entry] = entries
@@ -46,8 +46,7 @@ class GGUFWeights:
         return self._entry(name).shape
 
     def place(self, name: str) -> str:
-        self._entry(name)
-        return f"{self._file}: tensor {name!r}"
+        return f"{self._entry(name).path.name}: tensor {name!r}"
 
     def read(
         self,
@@ -152,7 +151,9 @@ class GGUFWeights:
         import torch
 
         row_bytes = entry.nbytes // (entry.shape[0] if len(entry.shape) == 2 else 1)
-        mapped = np.frombuffer(self._data, np.uint8, (stop - start) * row_bytes, entry.offset + start * row_bytes)
+        mapped = np.frombuffer(
+            self._data[entry.path], np.uint8, (stop - start) * row_bytes, entry.offset + start * row_bytes
+        )
         return torch.from_numpy(mapped.reshape(stop - start, row_bytes)[:, first:last].copy())
 
     def _entry(self, name: str) -> Entry:

@@ -67,10 +67,6 @@ def config_from(header: GGUFHeader) -> dict[str, Any]:
 
     if maybe("expert_count", int, 0):
         raise ModelError(f"{file}: a mixture of {meta[f'{arch}.expert_count']} experts is not supported.")
-    if meta.get("split.count", 0) not in (0, 1):
-        raise ModelError(
-            f"{file}: is one of {meta['split.count']} parts. Merge them: llama-gguf-split --merge {file} OUT"
-        )
     heads = need("attention.head_count", int)
     hidden = need("embedding_length", int)
     if heads < 1:
@@ -109,7 +105,7 @@ def _rope_scaling(header: GGUFHeader, arch: str, meta: Mapping[str, Any]) -> dic
     if info is not None:
         if info.ggml_type != "F32" or len(info.shape) != 1:
             raise ModelError(f"{header.path.name}: tensor {ROPE_FACTORS!r} is {info.ggml_type} {list(info.shape)}.")
-        factors = struct.unpack_from(f"<{info.shape[0]}f", header.data, info.offset)
+        factors = struct.unpack_from(f"<{info.shape[0]}f", header.data[info.path], info.offset)
         return {"rope_type": "factors", "factors": list(factors)}
     kind = meta.get(f"{arch}.rope.scaling.type", "none")
     factor = meta.get(f"{arch}.rope.scaling.factor", meta.get(f"{arch}.rope.scale_linear", 1.0))
