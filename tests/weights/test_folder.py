@@ -77,8 +77,8 @@ HEADERS = {
     "a list": (raw([]), "its header is damaged"),
     "no offsets": (raw({"t": {"dtype": "F32", "shape": [1]}}), "its header is damaged"),
     "an unknown type": (
-        raw({"t": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}, bytes(4)),
-        "tensor 't' is of type F8_E4M3; supported are",
+        raw({"t": {"dtype": "F8_E5M2", "shape": [4], "data_offsets": [0, 4]}}, bytes(4)),
+        "tensor 't' is of type F8_E5M2; supported are",
     ),
     "a wrong length": (
         raw({"t": {"dtype": "F32", "shape": [4], "data_offsets": [0, 4]}}, bytes(4)),

@@ -87,7 +87,6 @@ class _Config(msgspec.Struct):
     attention_output_bias: bool | None = None  # ours, for GGUF: where it differs from attention_bias
     mlp_bias: bool = False
     eos_token_id: int | list[int] | None = None
-    quantization_config: dict[str, Any] | None = None
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
@@ -100,9 +99,6 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         raw = msgspec.convert(config, _Config)
     except msgspec.ValidationError as error:
         raise ModelError(f"config.json: {error}.") from error
-    if raw.quantization_config is not None:
-        method = raw.quantization_config.get("quant_method")
-        raise ModelError(f"config.json: weights quantized by {method!r} are not supported. Use the unquantized model.")
     if raw.hidden_act != "silu":
         raise ModelError(f"config.json: hidden_act {raw.hidden_act!r} is not supported; silu is.")
     kv_heads = raw.num_key_value_heads or raw.num_attention_heads

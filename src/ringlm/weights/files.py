@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
-from ringlm.errors import ConfigError, ModelError
-from ringlm.weights.folder import FolderWeights, read_small
+from ringlm.errors import ConfigError
+from ringlm.weights.folder import FolderWeights, read_json
 from ringlm.weights.gguf import GGUFWeights
 from ringlm.weights.gguf_header import GGUFHeader
 from ringlm.weights.gguf_parts import model_name, models_in
+from ringlm.weights.quantized import QuantizedFolder, interpreted
 from ringlm.weights.source import WeightSource, fingerprint
 
 Format = Literal["plain", "gguf"]
@@ -43,12 +42,13 @@ def open_model(path: str | Path, format: str | None = None) -> ModelFiles:
     if format not in (None, found):
         kind = "a GGUF file" if found == "gguf" else "a Hugging Face folder"
         raise ConfigError(f"{path} is {kind}, not {format}. Use {found}, or leave the format out.")
-    source: FolderWeights | GGUFWeights
+    source: FolderWeights | QuantizedFolder | GGUFWeights
     if found == "gguf":
         source = GGUFWeights(GGUFHeader(path))
         config, name = source.config, model_name(path)
     else:
-        source, config, name = FolderWeights(path), _config(path), path.resolve().name
+        raw, config, name = FolderWeights(path), _config(path), path.resolve().name
+        source = interpreted(raw, config)
     changed = max(entry.stat().st_mtime_ns for entry in {entry.path for entry in source.entries.values()})
     return ModelFiles(path, found, name, config, f"{name}:{fingerprint(config, source.entries)}", source, changed)
 
@@ -71,16 +71,9 @@ def _locate(path: Path) -> tuple[Path, Format]:
 
 def _config(folder: Path) -> dict[str, Any]:
     """config.json, with the tokens that end an answer from generation_config.json where that names them."""
-    config = _object(folder / "config.json")
+    config = read_json(folder, "config.json", dict[str, Any], "a JSON object")
     if (folder / "generation_config.json").exists():
-        ends = _object(folder / "generation_config.json").get("eos_token_id")
+        ends = read_json(folder, "generation_config.json", dict[str, Any], "a JSON object").get("eos_token_id")
         if ends is not None:
             config["eos_token_id"] = ends
     return config
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(read_small(path), type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise ModelError(f"{path.name}: is not a JSON object: {error}.") from error
