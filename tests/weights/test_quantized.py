@@ -204,6 +204,7 @@ CONFIGS: list[tuple[Any, str]] = [
     ({}, r"quantized by None are not supported"),
     ({"quant_method": "gptq", "bits": 3}, r"3 bits in groups of 128 are not supported; 4 and 8"),
     ({"quant_method": "gptq", "bits": 4, "group_size": 0}, r"in groups of 0 are not supported"),
+    ({"quant_method": "gptq", "bits": 4, "group_size": 1 << 80}, r"in groups of 1208925819614629174706176 are not"),
     ({"quant_method": "gptq", "bits": "4"}, r"quantization_config: Expected `int`"),
     ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, r"in the layout 'marlin' is not supported"),
     ({"quant_method": "awq", "bits": 4, "version": "gemv"}, r"in the layout 'gemv' is not supported; gemm is"),

@@ -94,7 +94,10 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     names = config.get("architectures")
     architecture = names[0] if isinstance(names, list) and names else None
     if not isinstance(architecture, str) or architecture not in FAMILIES:
-        raise ModelError(f"config.json: architecture {architecture!r} is not known; known are {', '.join(FAMILIES)}.")
+        code = " The code that its folder brings along is never run." if "auto_map" in config else ""
+        raise ModelError(
+            f"config.json: architecture {architecture!r} is not known; known are {', '.join(FAMILIES)}.{code}"
+        )
     try:
         raw = msgspec.convert(config, _Config)
     except msgspec.ValidationError as error:

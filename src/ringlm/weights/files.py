@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from ringlm.weights.gguf_header import GGUFHeader
 from ringlm.weights.gguf_parts import model_name, models_in
 from ringlm.weights.quantized import QuantizedFolder, interpreted
 from ringlm.weights.source import WeightSource, fingerprint
+
+log = logging.getLogger("ringlm")
 
 Format = Literal["plain", "gguf"]
 
@@ -72,6 +75,8 @@ def _locate(path: Path) -> tuple[Path, Format]:
 def _config(folder: Path) -> dict[str, Any]:
     """config.json, with the tokens that end an answer from generation_config.json where that names them."""
     config = read_json(folder, "config.json", dict[str, Any], "a JSON object")
+    if "auto_map" in config:
+        log.info("%s names code in its folder (auto_map); it is not run, the model is the one of its name here", folder)
     if (folder / "generation_config.json").exists():
         ends = read_json(folder, "generation_config.json", dict[str, Any], "a JSON object").get("eos_token_id")
         if ends is not None:

@@ -28,6 +28,7 @@ INDEX: Final = "model.safetensors.index.json"
 _MAX_HEADER: Final = 100_000_000  # bytes; the limit of the safetensors library
 FLOATS: Final = ("F64", "F32", "F16", "BF16")
 _ITEM_BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I32": 4, "U32": 4}
+_NOT_JSON: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)  # what decoding raises
 _T = TypeVar("_T")
 
 
@@ -123,7 +124,7 @@ def read_json(folder: Path, name: str, form: type[_T], what: str, limit: int = 6
         return msgspec.json.decode(path.read_bytes(), type=form)
     except OSError as error:
         raise ModelError(f"{name}: cannot be read: {error}.") from error
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except _NOT_JSON as error:
         raise ModelError(f"{name}: is not {what}: {error}. Download it again.") from error
 
 
@@ -169,7 +170,7 @@ def _header(path: Path) -> dict[str, Entry]:
         raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         raw.pop("__metadata__", None)
         tensors = {name: msgspec.json.decode(value, type=_Tensor) for name, value in raw.items()}
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except _NOT_JSON as error:
         raise ModelError(f"{path.name}: its header is damaged: {error}. Download it again.") from error
     return {
         name: _entry(path, name, tensor, base=8 + length, file_size=size)

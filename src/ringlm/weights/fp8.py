@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _SCALES: Final = ("weight_scale_inv", "weight_scale")  # both are what is multiplied with
 _UNUSED: Final = ("input_scale", "input_scale_ub", "k_scale", "v_scale")  # of activations and of a cache
-_Block = tuple[Annotated[int, msgspec.Meta(ge=1)], Annotated[int, msgspec.Meta(ge=1)]]
+_Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+_Block = tuple[_Size, _Size]
 
 
 class _Weights(msgspec.Struct):

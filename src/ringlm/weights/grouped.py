@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ringlm.weights.packed import Packed
 
 WORD_BITS: Final = 32
+_MAX_GROUP: Final = 1 << 31  # columns; more is a damaged file
 
 
 class Grouped(abc.ABC):
@@ -75,7 +76,7 @@ def from_words(words: Tensor, bits: int) -> Tensor:
 
 def check_bits(bits: int, group: int) -> None:
     """ModelError for codes that are not supported."""
-    if bits not in (4, 8) or group < 1:
+    if bits not in (4, 8) or not 1 <= group <= _MAX_GROUP:
         raise ModelError(
             f"config.json: weights quantized to {bits} bits in groups of {group} are not supported; 4 and 8 bits are."
         )
