@@ -184,3 +184,13 @@ def test_the_tokens_that_end_an_answer(tmp_path: Path) -> None:
     assert "eos_token_id" not in open_model(folder).config
     (folder / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
     assert open_model(folder).config["eos_token_id"] == [5, 7]
+
+
+def test_tensors_between_words(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "m", {})
+    values = torch.randn(6)
+    entry = {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]}
+    for blank in range(4):
+        header = json.dumps({"t": entry}).encode() + b" " * blank
+        (folder / "model.safetensors").write_bytes(raw(header, values.numpy().tobytes()))
+        assert torch.equal(open_model(folder).tensors.read("t", slice(1, 5)), values[1:5])

@@ -25,6 +25,7 @@ from ringlm.weights.source import WeightSource
 
 __all__ = ["ShardLoader", "dimensions", "load_model"]
 
+_TILE: Final = 1 << 20  # elements that are copied at a time into a matrix of several parts
 # Old checkpoints hold rotary frequencies, which are computed; some tied ones repeat the head.
 _IGNORED: Final = (".rotary_emb.inv_freq", "lm_head.weight")
 
@@ -132,10 +133,12 @@ class ShardLoader:
         rows = sum(len(part.rows) for part in parts)
         stacked = torch.empty(rows, len(parts[0].columns), dtype=self.dtype, device=self.device)
         top = 0
+        height = max(1, _TILE // max(1, len(parts[0].columns)))
         for part in parts:
-            bottom = top + len(part.rows)
-            stacked[top:bottom] = self._read(f"{part.name}.weight", part.rows, part.columns)
-            top = bottom
+            for first in range(part.rows.start, part.rows.stop, height):
+                tile = Range(first, min(first + height, part.rows.stop))
+                stacked[top : top + len(tile)] = self._read(f"{part.name}.weight", tile, part.columns)
+                top += len(tile)
         return Dense(stacked)
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:

@@ -1,22 +1,23 @@
 """Hugging Face folders: config.json and safetensors files, one or many with an index. Knows no model, and nothing of
 quantization: a tensor of codes is read as such.
 
-Headers are parsed and checked here, without torch, before anything is read; tensors come through
-`safetensors.safe_open`, which maps the file. Format: https://huggingface.co/docs/safetensors
+Headers are parsed and checked here, without torch, before anything is read; tensors are copied out of mapped files,
+whose pages are let go at once, so that a rank holds its share and no more. Format: https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
 from ringlm.errors import ModelError
-from ringlm.weights.source import Entry, bounds
+from ringlm.weights.source import Entry, bounds, release
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 _MAX_HEADER: Final = 100_000_000  # bytes; the limit of the safetensors library
+_TORCH_NAMES: Final = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "I32": "int32",
+    "U32": "uint32",
+}
 FLOATS: Final = ("F64", "F32", "F16", "BF16")
 _ITEM_BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I32": 4, "U32": 4}
 _NOT_JSON: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)  # what decoding raises
@@ -48,7 +58,7 @@ class FolderWeights:
     def __init__(self, folder: Path) -> None:
         self._label = folder.name
         self.entries: Mapping[str, Entry] = _entries(folder)
-        self._open: dict[Path, Any] = {}  # safe_open handles: the mapped files
+        self._mapped: dict[Path, mmap.mmap] = {}
 
     @property
     def nbytes(self) -> int:
@@ -71,22 +81,32 @@ class FolderWeights:
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
         import torch
-        from safetensors import SafetensorError, safe_open
 
         entry = self._entry(name)
         parts = () if rows is columns is None else (rows,) if columns is None else (rows, columns)
         cuts = [slice(*bounds(part, size)) for part, size in zip(parts, entry.shape, strict=False)]
-        try:
-            if entry.path not in self._open:
-                self._open[entry.path] = safe_open(entry.path, "pt")
-            mapped: torch.Tensor = self._open[entry.path].get_slice(name)[tuple(cuts)]
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{self.place(name)} cannot be read: {error}.") from error
-        return torch.empty(mapped.shape, dtype=dtype or mapped.dtype).copy_(mapped)  # ours, no longer the file's
+        stored: torch.dtype = getattr(torch, _TORCH_NAMES[entry.dtype])
+        whole = torch.frombuffer(self._map(entry), dtype=stored, count=math.prod(entry.shape), offset=entry.offset)
+        mapped = whole.view(entry.shape)[tuple(cuts)]
+        found = torch.empty(mapped.shape, dtype=dtype or stored).copy_(mapped)  # ours, no longer the file's
+        first, last = (cuts[0].start, cuts[0].stop) if cuts else (0, 1)
+        size = entry.nbytes // (entry.shape[0] if cuts else 1)
+        release(self._map(entry), entry.offset + first * size, entry.offset + last * size)
+        return found
 
     def packed(self, name: str, rows: slice, blocks: slice) -> Packed | None:
         self._entry(name)
         return None
+
+    def _map(self, entry: Entry) -> mmap.mmap:
+        if entry.path not in self._mapped:
+            try:
+                with open(entry.path, "rb") as file:
+                    # Writable copies of pages, which nobody makes: torch warns of memory that it could not write to.
+                    self._mapped[entry.path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except OSError as error:
+                raise ModelError(f"{entry.path.name}: cannot be read: {error}.") from error
+        return self._mapped[entry.path]
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:

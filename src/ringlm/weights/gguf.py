@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from ringlm.errors import ModelError
 from ringlm.weights.gguf_config import ROPE_FACTORS, config_from, hugging_face_name, is_permuted
 from ringlm.weights.gguf_header import BLOCK_FORMATS, GGUFHeader
-from ringlm.weights.source import Entry, bounds
+from ringlm.weights.source import Entry, bounds, release
 
 if TYPE_CHECKING:
     import torch
@@ -151,10 +151,11 @@ class GGUFWeights:
         import torch
 
         row_bytes = entry.nbytes // (entry.shape[0] if len(entry.shape) == 2 else 1)
-        mapped = np.frombuffer(
-            self._data[entry.path], np.uint8, (stop - start) * row_bytes, entry.offset + start * row_bytes
-        )
-        return torch.from_numpy(mapped.reshape(stop - start, row_bytes)[:, first:last].copy())
+        first_byte = entry.offset + start * row_bytes
+        mapped = np.frombuffer(self._data[entry.path], np.uint8, (stop - start) * row_bytes, first_byte)
+        copied = torch.from_numpy(mapped.reshape(stop - start, row_bytes)[:, first:last].copy())
+        release(self._data[entry.path], first_byte, first_byte + mapped.nbytes)
+        return copied
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,6 +84,14 @@ def fingerprint(config: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:
         for descriptor in files.values():
             os.close(descriptor)
     return digest.hexdigest()
+
+
+def release(mapped: mmap.mmap, start: int, stop: int) -> None:
+    """Let go of the pages that lie within bytes [start, stop) and have been read; the system may keep them cached."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last:
+            mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def bounds(part: slice | None, size: int) -> tuple[int, int]:
