@@ -42,7 +42,7 @@ def serve(channel: Channel[ToRank]) -> None:
         if plan.against is not None:
             calls[plan.against] = group_call(ring, plan.against, device)
         tensors = {size: torch.full((size // dtype.itemsize,), 0.0, dtype=dtype, device=device) for size in plan.sizes}
-        channel.send(Began({size: ring.algorithm("all_reduce", size, dtype) for size in plan.sizes}))
+        channel.send(Began({size: ring.algorithm("all_reduce", size) for size in plan.sizes}))
         while True:
             block = channel.receive()
             assert isinstance(block, Block)

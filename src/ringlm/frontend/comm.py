@@ -9,7 +9,7 @@ from pathlib import Path
 from ringlm.cluster.comm_bench import Plan, Row, measure
 from ringlm.errors import ConfigError
 from ringlm.frontend import console, plot
-from ringlm.ring.algorithms import table
+from ringlm.ring.algorithms import Topology, table
 from ringlm.ring.config import RingConfig
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -77,13 +77,12 @@ def show(plan: Plan, rows: list[Row]) -> None:
 
 def show_algorithms(world_sizes: tuple[int, ...]) -> None:
     """`ringlm.ring.algorithms` as text: what carries what, without a run."""
-    kinds = list(itertools.product(("mesh", "chain"), (False, True), (False, True)))
-    for world_size, (topology, crowded, half) in itertools.product(world_sizes, kinds):
+    topologies: tuple[Topology, ...] = ("mesh", "chain")
+    for world_size, topology, crowded in itertools.product(world_sizes, topologies, (False, True)):
         if world_size == 2 and topology == "chain":
             continue  # there are no others to go by way of
-        more = (", more ranks than cores" if crowded else "") + (", half types" if half else "")
-        console.write(f"{world_size} ranks, {topology}{more}\n")
-        for operation, nbytes, algorithm in table(world_size, "mesh" if topology == "mesh" else "chain", crowded, half):
+        console.write(f"{world_size} ranks, {topology}{', more ranks than cores' if crowded else ''}\n")
+        for operation, nbytes, algorithm in table(world_size, topology, crowded):
             size = "any size" if nbytes is None else f"to {nbytes:,} bytes"
             console.write(f"    {operation:15} {size:18} {algorithm}\n")
 

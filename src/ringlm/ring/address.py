@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
+import struct
 import uuid
 from pathlib import Path
 from typing import NamedTuple
@@ -60,6 +62,35 @@ def is_loopback(host: str) -> bool:
     except (OSError, UnicodeError):  # unknown, or no name at all
         return False
     return bool(found) and all(ipaddress.ip_address(str(a[4][0]).partition("%")[0]).is_loopback for a in found)
+
+
+def interface_address(interface: str) -> str:
+    """`interface` as an address, or the IPv4 address of the interface of that name (Linux)."""
+    try:
+        socket.getaddrinfo(interface, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return interface
+    except (OSError, UnicodeError):
+        pass
+    try:
+        import fcntl
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            request = struct.pack("256s", interface.encode()[:15])
+            answer = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR
+        return socket.inet_ntoa(answer[20:24])
+    except (ImportError, OSError):
+        raise ConfigError(
+            f"--interface {interface}: no such network interface here; give its name or its address."
+        ) from None
+
+
+def local_addresses() -> list[str]:
+    """The IPv4 addresses of this machine's interfaces, where the system tells (Linux)."""
+    found = []
+    for _, name in socket.if_nameindex():
+        with contextlib.suppress(ConfigError):
+            found.append(interface_address(name))
+    return found
 
 
 def machine_id() -> str:

@@ -34,11 +34,9 @@ def choose(
     world_size: int,
     topology: Topology = "mesh",
     crowded: bool = False,
-    half: bool = False,
     limits: Limits = Limits(),  # noqa: B008  it is immutable
 ) -> Algorithm:
-    """The algorithm, the same on every rank. `crowded`: ranks of a machine outnumber its cores; `half`:
-    the sum of a half type, which the chain would round at every rank."""
+    """The algorithm, the same on every rank. `crowded`: ranks of a machine outnumber its cores."""
     if operation not in REDUCING:
         return "exchange"
     if operation in ("reduce", "reduce_scatter"):
@@ -47,9 +45,7 @@ def choose(
         return "star"
     if nbytes <= (limits.direct_of_two if world_size == 2 else limits.direct):
         return "direct"
-    if topology == "chain" or (crowded and world_size > 2 and not half):
-        return "chain"
-    return "owners"
+    return "chain" if topology == "chain" else "owners"
 
 
 class Row(NamedTuple):
@@ -60,13 +56,13 @@ class Row(NamedTuple):
     algorithm: Algorithm
 
 
-def table(world_size: int, topology: Topology = "mesh", crowded: bool = False, half: bool = False) -> list[Row]:
+def table(world_size: int, topology: Topology = "mesh", crowded: bool = False) -> list[Row]:
     """The whole choice for one ring, as rows to print."""
     limits = Limits()
     rows: list[Row] = []
     for operation in ("all_reduce", "barrier", "reduce", "reduce_scatter", "all others"):
         sizes = [0] if operation == "barrier" else [*sorted(set(limits)), max(limits) + 1]
-        found = [(size, choose(operation, size, world_size, topology, crowded, half)) for size in sizes]
+        found = [(size, choose(operation, size, world_size, topology, crowded)) for size in sizes]
         for (size, algorithm), following in zip(found, [*found[1:], (0, None)], strict=True):
             if algorithm != following[1]:
                 rows.append(Row(operation, None if following[1] is None else size, algorithm))

@@ -110,10 +110,9 @@ class Collectives:
         algorithm = _REDUCERS[self.algorithm("barrier", 0)]
         self._run(Operation.BARRIER, nothing.dtype, 0, 0, partial(algorithm, self._mesh, nothing, "sum"))
 
-    def algorithm(self, operation: str, nbytes: int, dtype: torch.dtype = torch.float32) -> str:
+    def algorithm(self, operation: str, nbytes: int) -> str:
         """What `algorithms.choose` says for this group."""
-        half = dtype in combine.HALVES
-        return choose(operation, nbytes, self.world_size, self.topology, self._ring.crowded, half, self._limits)
+        return choose(operation, nbytes, self.world_size, self.topology, self._ring.crowded, self._limits)
 
     # -- moving --------------------------------------------------------------------------------
 
@@ -344,7 +343,7 @@ class Collectives:
         combine.check(reduction, flat.dtype)
         if len(self._choices) >= _MAX_CHOICES:
             self._choices.clear()
-        found = _REDUCERS[self.algorithm("all_reduce", flat.nbytes, flat.dtype)]
+        found = _REDUCERS[self.algorithm("all_reduce", flat.nbytes)]
         self._choices[flat.nbytes, flat.dtype, reduction] = found
         return found
 

@@ -21,7 +21,15 @@ from functools import partial
 import msgspec
 
 from ringlm.errors import AuthenticationError, ConfigError, ConnectError, RingError
-from ringlm.ring.address import Address, core_count, is_loopback, machine_id, network_id
+from ringlm.ring.address import (
+    Address,
+    core_count,
+    interface_address,
+    is_loopback,
+    local_addresses,
+    machine_id,
+    network_id,
+)
 from ringlm.ring.algorithms import Limits
 from ringlm.ring.cards import Card, Chain, Port, reach
 from ringlm.ring.config import RingConfig
@@ -31,7 +39,8 @@ from ringlm.ring.link import Link
 from ringlm.ring.listener import Listener
 from ringlm.ring.relay import Relays
 from ringlm.ring.ring import SEGMENT_BYTES, Ring
-from ringlm.ring.sockets import dial, interface_address, listen, local_addresses, spoken, tune
+from ringlm.ring.same_machine import own_host
+from ringlm.ring.sockets import dial, listen, spoken, tune
 
 _LINGER_S = 1.5  # longer than a dialler pauses
 _PATIENCE_S = 0.5  # for the first link of the last rank, once everybody is here
@@ -266,7 +275,7 @@ class _Forming:
 
     def _card(self, left: socket.socket | None, right: socket.socket | None, address: Address) -> Card:
         config = self.config
-        hosts = {str(sock.getsockname()[0]) for sock in (left, right) if sock is not None}
+        hosts = {own_host(sock) for sock in (left, right) if sock is not None}
         if config.interface is None and config.secret is not None:
             hosts |= set(local_addresses())
         return Card(

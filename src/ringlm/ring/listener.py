@@ -17,6 +17,7 @@ from collections.abc import Callable
 from ringlm.errors import AuthenticationError, ConnectError, RingError
 from ringlm.ring.address import Address
 from ringlm.ring.handshake import Handshake, Hello, RefusedError, respond
+from ringlm.ring.same_machine import caller
 from ringlm.ring.sockets import ended, tune
 
 HANDSHAKE_S = 10.0
@@ -173,7 +174,7 @@ class Listener:
         if len(self._pending) >= MAX_PENDING:
             self._drop(next(iter(self._pending)))
         sock.setblocking(False)
-        name = str(Address(peer[0], peer[1]))
+        name = str(Address(peer[0], peer[1])) if peer else caller(sock)
         self._pending[sock] = _Pending(sock, name, respond(self._rank, self._secret, name, self._check))
         self._selector.register(sock, selectors.EVENT_READ)
 

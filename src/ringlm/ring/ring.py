@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from ringlm.errors import PeerError, PeerLostError, RingError
+from ringlm.ring.address import is_loopback
 from ringlm.ring.algorithms import Limits
 from ringlm.ring.background import Background, Handle
 from ringlm.ring.collectives import Collectives, last_words
@@ -21,6 +22,7 @@ from ringlm.ring.link import Link
 from ringlm.ring.listener import Listener
 from ringlm.ring.mesh import Mesh
 from ringlm.ring.relay import Relays
+from ringlm.ring.same_machine import own_host
 
 SEGMENT_BYTES = 1 << 19  # received, combined and forwarded while still in the cache; a frame at most
 
@@ -107,8 +109,9 @@ class Ring(Collectives):
 
     @property
     def host(self) -> str:
-        """The address of this rank's that its links to the others have."""
-        return next((str(link.sock.getsockname()[0]) for link in self._links.values()), "127.0.0.1")
+        """The address at which the others reach this rank's machine; loopback's where all are on it."""
+        hosts = [own_host(link.sock) for link in self._links.values()]
+        return next((host for host in hosts if not is_loopback(host)), "127.0.0.1")
 
     def check(self) -> None:
         """Raise what ended the ring, if it has ended: for a rank that has nothing to do meanwhile."""

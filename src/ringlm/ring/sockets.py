@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable
 
 from ringlm.errors import AuthenticationError, ConfigError, ConnectError
-from ringlm.ring.address import Address, is_loopback
+from ringlm.ring.address import Address, interface_address, is_loopback
 from ringlm.ring.handshake import Handshake, RefusedError
+from ringlm.ring.same_machine import connect_beside, listen_beside
 
 # Larger than 1 MiB gains nothing on loopback (docs/performance.md).
 _BUFFER_BYTES = 1 << 20
@@ -34,15 +35,17 @@ else:
 
 
 def tune(sock: socket.socket, crowded: bool = False) -> None:
-    """Options of every link: no Nagle, bounded blocking, keep-alive, and no pacing on loopback."""
+    """Options of every link: bounded blocking; for TCP no Nagle, keep-alive, and no pacing on loopback."""
     sock.settimeout(None)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         sock.setsockopt(socket.SOL_SOCKET, option, _CROWDED_BUFFER_BYTES if crowded else _BUFFER_BYTES)
     limit = struct.pack("@ll", int(_BLOCK_S), int(_BLOCK_S % 1 * 1_000_000))
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         sock.setsockopt(socket.SOL_SOCKET, option, limit)
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_CONGESTION") and is_loopback(sock.getpeername()[0]):
         # A pacing congestion control (BBR) holds even loopback back by a third; not every kernel has reno.
         with contextlib.suppress(OSError):
@@ -50,10 +53,11 @@ def tune(sock: socket.socket, crowded: bool = False) -> None:
 
 
 def listen(port: int, *, beyond_loopback: bool, interface: str | None) -> list[socket.socket]:
-    """Listening sockets, all on one port (`port`, or a free one for 0).
+    """Listening sockets, all on one port (`port`, or a free one for 0), TCP's first.
 
     Binds `interface` (a name or an address), or else all addresses, or loopback's alone unless
-    `beyond_loopback`. Raises ConfigError when the port is taken, or the interface not allowed or unknown.
+    `beyond_loopback`, with Unix sockets beside them. Raises ConfigError when the port is taken, or the
+    interface not allowed or unknown.
     """
     if interface is not None:
         hosts = [interface_address(interface)]
@@ -78,7 +82,8 @@ def listen(port: int, *, beyond_loopback: bool, interface: str | None) -> list[s
 
 
 def _bind(hosts: list[str], port: int) -> list[socket.socket]:
-    """Sockets listening on `port` of every one of `hosts` whose family this machine has. Raises OSError."""
+    """Sockets listening on `port` of every one of `hosts` whose family this machine has, and Unix sockets beside
+    them. Raises OSError."""
     sockets: list[socket.socket] = []
     try:
         for host in hosts:
@@ -90,47 +95,20 @@ def _bind(hosts: list[str], port: int) -> list[socket.socket]:
                 if family == socket.AF_INET6:
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 sock.bind(address)
-                sock.listen(128)
-                sock.setblocking(False)
             except OSError as error:
                 if host == hosts[0] or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                     raise
                 sockets.pop().close()  # this machine has no IPv6
             port = sockets[0].getsockname()[1]
+        sockets += [unix for unix in map(listen_beside, sockets) if unix is not None]
+        for sock in reversed(sockets):  # Unix sockets first: who reaches the port finds them there
+            sock.listen(128)
+            sock.setblocking(False)
     except OSError:
         for sock in sockets:
             sock.close()
         raise
     return sockets
-
-
-def interface_address(interface: str) -> str:
-    """`interface` as an address, or the IPv4 address of the interface of that name (Linux)."""
-    try:
-        socket.getaddrinfo(interface, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        return interface
-    except (OSError, UnicodeError):
-        pass
-    try:
-        import fcntl
-
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            request = struct.pack("256s", interface.encode()[:15])
-            answer = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR
-        return socket.inet_ntoa(answer[20:24])
-    except (ImportError, OSError):
-        raise ConfigError(
-            f"--interface {interface}: no such network interface here; give its name or its address."
-        ) from None
-
-
-def local_addresses() -> list[str]:
-    """The IPv4 addresses of this machine's interfaces, where the system tells (Linux)."""
-    found = []
-    for _, name in socket.if_nameindex():
-        with contextlib.suppress(ConfigError):
-            found.append(interface_address(name))
-    return found
 
 
 def run_blocking(handshake: Handshake, sock: socket.socket, deadline: float) -> None:
@@ -238,6 +216,10 @@ def _attempt(
     try:
         if sock.getsockname() == sock.getpeername():
             raise ConnectionRefusedError(errno.ECONNREFUSED, "nobody listens there yet")  # TCP met itself
+        unix = connect_beside(sock, timeout_s)
+        if unix is not None:
+            sock.close()
+            sock = unix
         run_blocking(handshake, sock, min(deadline, time.monotonic() + _HANDSHAKE_S))
         tune(sock)
         return sock

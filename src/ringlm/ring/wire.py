@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import functools
 import struct
 import zlib
 from typing import NamedTuple
@@ -148,7 +149,11 @@ def view(tensor: torch.Tensor) -> memoryview:
 
     By ctypes, since `view(uint8).numpy()` takes six times as long.
     """
-    nbytes = tensor.nbytes
+    return _memory(tensor.data_ptr(), tensor.nbytes)
+
+
+@functools.lru_cache(maxsize=256)  # a decode step sums the same buffers again and again
+def _memory(address: int, nbytes: int) -> memoryview:
     if nbytes == 0:
         return memoryview(bytearray())
-    return memoryview((ctypes.c_ubyte * nbytes).from_address(tensor.data_ptr())).cast("B")
+    return memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
