@@ -194,3 +194,17 @@ def test_tensors_between_words(tmp_path: Path) -> None:
         header = json.dumps({"t": entry}).encode() + b" " * blank
         (folder / "model.safetensors").write_bytes(raw(header, values.numpy().tobytes()))
         assert torch.equal(open_model(folder).tensors.read("t", slice(1, 5)), values[1:5])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_pages_are_let_go_once_they_are_copied(tmp_path: Path) -> None:
+    source = open_model(folder_with(tmp_path / "m", {"t": torch.ones(32_768, 256)})).tensors  # 32 MB
+    before = mapped_bytes()
+    assert source.read("t", columns=slice(0, 1)).sum() == 32_768  # touches every page
+    assert mapped_bytes() - before < 8_000_000
+
+
+def mapped_bytes() -> int:
+    """Of files, resident in this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssFile")).split()[1]) * 1024
