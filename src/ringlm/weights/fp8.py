@@ -43,7 +43,7 @@ def find(raw: FolderWeights, described: Mapping[str, Any]) -> Quantized:
     blocks = [group.weights.block_structure for group in said.config_groups.values() if group.weights is not None]
     block = said.weight_block_size or next((block for block in blocks if block is not None), None)
     matrices: dict[str, Matrix] = {}
-    used = {name for name in raw.names() if name.endswith(_UNUSED)}
+    used = {name for name in raw.names() if name.rpartition(".")[2] in _UNUSED}
     for name, entry in raw.entries.items():
         if entry.dtype != "F8_E4M3":
             continue

@@ -70,19 +70,19 @@ def find(raw: FolderWeights, described: Mapping[str, Any]) -> Quantized:
         if f"{prefix}g_idx" in raw.entries:
             expect(raw, f"{prefix}g_idx", ("I32",), (inputs,))
             used.add(f"{prefix}g_idx")
-        if _is_zero(raw, f"{prefix}bias"):
+        if _is_zero(raw, f"{prefix}bias", outputs):
             used.add(f"{prefix}bias")
         matrices[f"{prefix}weight"] = _Gptq(raw, prefix, shape, said.bits, group, said.checkpoint_format == "gptq")
     return Quantized(matrices, used)
 
 
-def _is_zero(raw: FolderWeights, name: str) -> bool:
-    """Whether the folder has that vector, and nothing but zeros in it."""
+def _is_zero(raw: FolderWeights, name: str, size: int) -> bool:
+    """Whether the folder has that vector of `size`, and nothing but zeros in it."""
     entry = raw.entries.get(name)
-    if entry is None or len(entry.shape) != 1:
+    if entry is None or entry.shape != (size,):
         return False
     with open(entry.path, "rb") as file:
-        return not any(os.pread(file.fileno(), entry.nbytes, entry.offset))
+        return os.pread(file.fileno(), entry.nbytes, entry.offset).count(0) == entry.nbytes
 
 
 class _ZeroPoints(Grouped):
@@ -133,13 +133,13 @@ class _Gptq(_ZeroPoints):
         return stored + 1 & (1 << self.bits) - 1 if self._less_one else stored
 
     @functools.cached_property
-    def symmetric(self) -> bool:  # type: ignore[override]
+    def symmetric(self) -> bool:
         middle = 1 << self.bits - 1
         every = self.zeros(slice(0, self.shape[0]), slice(0, -(-self.shape[1] // self.group)))
         return bool((every == middle).all())
 
     @functools.cached_property
-    def order(self) -> Tensor | None:  # type: ignore[override]
+    def order(self) -> Tensor | None:
         import torch
 
         name = f"{self._prefix}g_idx"

@@ -4,7 +4,7 @@ Knows no names; how the numbers lie in a file's words is in mlx.py and gptq.py."
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 
 from ringlm.errors import ModelError
 from ringlm.weights.folder import FolderWeights
@@ -21,11 +21,18 @@ _MAX_GROUP: Final = 1 << 31  # columns; more is a damaged file
 class Grouped(abc.ABC):
     """weight = scale * code + minimum, in groups of `group` columns each; the last may be smaller."""
 
-    order: ClassVar[Tensor | None] = None  # int64 (columns,): the group of each column, where they are not in order
-    symmetric: ClassVar[bool] = False  # whether every minimum is that of codes around 0, which a `Packed` leaves out
-
     def __init__(self, raw: FolderWeights, tensor: str, shape: tuple[int, int], bits: int, group: int) -> None:
         self.raw, self.tensor, self.shape, self.bits, self.group = raw, tensor, shape, bits, group
+
+    @property
+    def order(self) -> Tensor | None:
+        """int64 (columns,): the group of each column, where they are not in order."""
+        return None
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether every minimum is that of codes around 0, which a `Packed` leaves out."""
+        return False
 
     @abc.abstractmethod
     def codes(self, rows: slice, columns: slice) -> Tensor:
@@ -47,7 +54,7 @@ class Grouped(abc.ABC):
         return torch.addcmul(minimums[:, places], self.codes(rows, columns).float(), scales[:, places])
 
     def packed(self, rows: slice, blocks: slice) -> Packed | None:
-        """The codes as they are; scales, and minimums of 8-bit codes from -128 up, are rounded to float16."""
+        """The codes as they are; scales, and minimums (of 8-bit codes from -128 up), are rounded to float16."""
         import torch
 
         from ringlm.weights.packed import BLOCK, Packed

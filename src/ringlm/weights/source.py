@@ -62,7 +62,7 @@ class WeightSource(Protocol):
 
     def packed(self, name: str, rows: slice, blocks: slice) -> Packed | None:
         """`rows` and blocks of 32 columns of a matrix as the file packs it, codes as they are; None where the file
-        holds it in floats. Empty slices tell the form."""
+        holds it in floats, or in codes that do not fit blocks of 32. Empty slices tell the form."""
         ...
 
 
