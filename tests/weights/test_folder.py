@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -99,8 +100,13 @@ def test_damaged_headers(tmp_path: Path, name: str) -> None:
     content, message = HEADERS[name]
     folder = folder_with(tmp_path / "m", {})
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelError) as caught:
-        open_model(folder)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError) as caught:
+            open_model(folder)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
     assert str(caught.value).startswith("model.safetensors: ")
     assert message in str(caught.value)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +229,15 @@ def test_modes_of_mlx(tmp_path: Path) -> None:
     folder, _ = write(tmp_path, mlx()._replace(config=described))
     with pytest.raises(ModelError, match="in the mode 'mxfp4' are not supported; affine is"):
         open_model(folder)
+
+
+@pytest.mark.parametrize("method", [gptq(), mlx(), fp8()], ids=["gptq", "mlx", "fp8"])
+def test_opening_needs_no_torch(tmp_path: Path, method: Method) -> None:
+    folder, _ = write(tmp_path, method)
+    code = (
+        f"import sys; from ringlm.weights import open_model; open_model({str(folder)!r}); print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_the_model_s_own_configuration_is_read(tmp_path: Path) -> None:
