@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from ringlm.models.loader import dimensions
+from ringlm.models.sizes import holdings
+from ringlm.parallel.shard import plan_shards
 from ringlm.weights import open_model
 from tests.models.reference import assert_same, expected, prompt, ring_greedy
 from tests.models.test_packing import apart, logits, on_accelerators
+from tests.models.test_sizes import loaded
 from tests.weights.write_quantized import METHODS, write
 
 # How far a packed one's logits may be from the unquantized one's, with activations that are not rounded. Packing rounds
@@ -45,3 +49,11 @@ def test_packed(name: str, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPa
     for world_size in (1, 3):
         found = logits(files, world_size, [38, 1, 1], bits=8, device=torch.device("cpu"))
         assert apart(found, exact) < APART[name]
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_what_is_planned_is_what_is_held(pair: tuple[Path, Path], bits: int | None) -> None:
+    files = open_model(pair[0])
+    plan = plan_shards(dimensions(files.config), 3)
+    planned = holdings(files, plan, ["cpu"] * 3, dtype="float32", context=70, bits=bits)
+    assert planned == loaded(files, 3, None, "float32", bits)

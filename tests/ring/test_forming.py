@@ -96,9 +96,9 @@ NEWCOMERS: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]
     "the same rank": ({"rank": 0}, {}, RefusedError, "check the ports and the rank numbers."),
     "another model": (
         {},
-        {"fingerprint": "b:2"},
+        {"fingerprint": "b:shapes=1,weights=2,configuration=4"},
         RefusedError,
-        "rank 1 has the model b:2, rank 0 has a:1; every rank needs the same model.",
+        "rank 1 has the model b and rank 0 a, whose weights and configuration differ; every rank needs the same",
     ),
 }
 
@@ -119,10 +119,10 @@ def test_a_stranger_is_refused_on_both_sides_and_disturbs_nobody(name: str, capl
 
     def comes_later() -> float:
         assert came.wait(10.0)
-        return joins(right, fingerprint="a:1")()
+        return joins(right, fingerprint="other/name:shapes=1,weights=1,configuration=3")()
 
     with caplog.at_level(logging.INFO, logger="ringlm.ring"):
-        outcomes = attempt(joins(waiting, fingerprint="a:1"), comes, comes_later)
+        outcomes = attempt(joins(waiting, fingerprint="a:shapes=1,weights=1,configuration=3"), comes, comes_later)
     assert outcomes[0] == outcomes[2] == 2.0, outcomes
     assert isinstance(outcomes[1], kind)
     assert words in str(outcomes[1])
@@ -142,13 +142,13 @@ def test_another_protocol_number_is_named_on_both_sides(monkeypatch: pytest.Monk
             sock, _ = listening.accept()
             with sock:
                 heard = sock.recv(8)
-                sock.sendall(b"ringlm\x03\x00")
+                sock.sendall(b"ringlm\x04\x00")
                 return heard
 
     outcomes = attempt(joins(config), future)
-    assert outcomes[1] == handshake.MAGIC + b"\x02\x00"
+    assert outcomes[1] == handshake.MAGIC + b"\x03\x00"
     assert isinstance(outcomes[0], RefusedError)
-    assert "speaks protocol 3 and this rank protocol 2; install the same ringlm on both." in str(outcomes[0])
+    assert "speaks protocol 4 and this rank protocol 3; install the same ringlm on both." in str(outcomes[0])
 
 
 def test_another_program_at_the_neighbours_port() -> None:
@@ -284,7 +284,7 @@ def test_a_host_name_that_is_none() -> None:
 
 
 def card(rank: int, network: str, hosts: list[str], right: str) -> Card:
-    return Card(rank, hosts, 7600 + rank, (right, 7600 + (rank + 1) % 4), network, network, 4)
+    return Card(rank, hosts, 7600 + rank, (right, 7600 + (rank + 1) % 4), network, network)
 
 
 def test_reaching_a_rank_whose_neighbours_are_on_its_own_machine() -> None:

@@ -12,7 +12,7 @@ from ringlm.errors import ModelError
 from ringlm.frontend.model import resolve
 from ringlm.weights import open_model
 from tests.models.reference import save
-from tests.weights.write_gguf import write_llama
+from tests.weights.write_gguf import write_model
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +20,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
     original = save(folder / "original")
     (folder / "parts").mkdir()
-    write_llama(original, folder / "parts" / "model.gguf", in_a_part=8)
-    return write_llama(original, folder / "model.gguf")
+    write_model(original, folder / "parts" / "model.gguf", in_a_part=8)
+    return write_model(original, folder / "model.gguf")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from ringlm.parallel.communicator import Alone
 from ringlm.weights import open_model
 from ringlm.weights.packed import BLOCK
 from tests.models.reference import load, save
-from tests.weights.write_gguf import write_llama
+from tests.weights.write_gguf import write_model
 from tests.weights.write_quantized import METHODS, SIZES, write
 
 SMALL = SIZES | {"num_hidden_layers": 1, "vocab_size": 64}
@@ -36,7 +36,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         return model
     (folder / "gguf").mkdir()
     parts = 5 if request.param == "gguf parts" else 0
-    return write_llama(model, folder / "gguf" / "model.gguf", default="Q8_0", in_a_part=parts).parent
+    return write_model(model, folder / "gguf" / "model.gguf", default="Q8_0", in_a_part=parts).parent
 
 
 def read_all(folder: Path) -> None:

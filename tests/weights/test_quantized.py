@@ -79,6 +79,7 @@ def test_any_packed_slice(example: Example, data: st.DataObject) -> None:
 def test_packed_matrices_keep_codes_and_round_scales(example: Example) -> None:
     for name in (DOWN, KEY):
         height, width = example.source.shape(name)
+        assert example.source.form(name) == example.method.packed
         packed = example.source.packed(name, slice(0, height), slice(0, width // BLOCK))
         if packed is None:
             assert example.method.packed is None
@@ -198,6 +199,20 @@ def test_an_order_of_groups_that_are_not_there(tmp_path: Path) -> None:
     save_file(tensors, path)
     with pytest.raises(ModelError, match=r"tensor '.*down_proj\.g_idx' names a group that is not there"):
         open_model(folder).tensors.read(DOWN)
+
+
+@pytest.mark.parametrize(
+    ("method", "denied"), [(gptq(symmetric=False), {"sym": True}), (gptq(act=True), {"desc_act": False})]
+)
+def test_codes_that_config_json_tells_wrong_are_read_and_not_packed(
+    tmp_path: Path, method: Method, denied: dict[str, Any]
+) -> None:
+    config = {"quantization_config": method.config["quantization_config"] | denied}
+    folder, truth = write(tmp_path, method._replace(config=config))
+    source = open_model(folder).tensors
+    assert torch.equal(source.read(DOWN), load_file(truth / "model.safetensors")[DOWN])
+    with pytest.raises(ModelError, match=rf"down_proj\.qweight' has .* config\.json \({next(iter(denied))}\) denies"):
+        source.packed(DOWN, slice(0, 8), slice(0, 10))
 
 
 CONFIGS: list[tuple[Any, str]] = [

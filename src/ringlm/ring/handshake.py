@@ -24,7 +24,7 @@ import msgspec
 
 from ringlm.errors import AuthenticationError, ConnectError
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAGIC = b"ringlm"
 MAX_MESSAGE = 2048
 _SECRET_FLAG = 1
@@ -44,6 +44,14 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     fingerprint: str
     beyond: int = -1
+
+
+def differing(one: str, other: str) -> list[str]:
+    """The fields in which two fingerprints, "label:field=value,field=value", differ; their labels may."""
+    first, second = (
+        dict(field.partition("=")[::2] for field in text.rpartition(":")[2].split(",")) for text in (one, other)
+    )
+    return [field for field in first | second if first.get(field) != second.get(field)]
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):

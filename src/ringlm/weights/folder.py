@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 
 from ringlm.errors import ModelError
-from ringlm.weights.source import Entry, bounds, release
+from ringlm.weights.source import Entry, Form, bounds, release
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +107,10 @@ class FolderWeights:
             except OSError as error:
                 raise ModelError(f"{entry.path.name}: cannot be read: {error}.") from error
         return self._mapped[entry.path]
+
+    def form(self, name: str) -> Form | None:
+        self._entry(name)
+        return None
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:

@@ -14,6 +14,7 @@ import msgspec
 from ringlm.errors import ModelError
 from ringlm.weights.folder import FLOATS, FolderWeights
 from ringlm.weights.matrix import Matrix, Quantized, settings
+from ringlm.weights.source import Form
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +79,8 @@ def _block_of(raw: FolderWeights, scale: str, shape: tuple[int, int], block: _Bl
 
 class _Fp8:
     """The `Matrix` of 8-bit floats `tensor` times `scale`, of which each serves a block of rows and columns."""
+
+    form: Form | None = None
 
     def __init__(self, raw: FolderWeights, tensor: str, shape: tuple[int, int], scale: str, block: _Block) -> None:
         self.tensor, self.shape = tensor, shape

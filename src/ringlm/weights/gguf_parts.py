@@ -30,11 +30,11 @@ def models_in(folder: Path) -> list[Path]:
     """The GGUF models in `folder`; one in several files by the first that is there."""
     firsts: dict[str, Path] = {}
     for path in sorted(folder.glob("*.gguf")):
-        firsts.setdefault(model_name(path), path)
+        firsts.setdefault(gguf_name(path), path)
     return list(firsts.values())
 
 
-def model_name(path: Path) -> str:
+def gguf_name(path: Path) -> str:
     """The file's name without its end, and without the number of a part."""
     match = _PART.fullmatch(path.name)
     return path.stem if match is None else match[1]

@@ -17,8 +17,9 @@ import msgspec
 
 from ringlm.errors import ModelError
 from ringlm.weights.folder import FLOATS, FolderWeights
-from ringlm.weights.grouped import WORD_BITS, Grouped, check_bits, from_words
+from ringlm.weights.grouped import WORD_BITS, Grouped, check_bits, form_of, from_words
 from ringlm.weights.matrix import Matrix, Quantized, expect, settings
+from ringlm.weights.source import Form
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,8 @@ class _Settings(msgspec.Struct):
     bits: int
     group_size: int = 128  # -1: all inputs
     checkpoint_format: str = "gptq"
+    sym: bool = False  # all zeros are in the middle
+    desc_act: bool = False  # the groups are of inputs in another order
     version: str = "gemm"  # AWQ's
 
 
@@ -64,15 +67,19 @@ def find(raw: FolderWeights, described: Mapping[str, Any]) -> Quantized:
         expect(raw, f"{prefix}qzeros", ("I32",), (groups, -(-outputs // packing)))
         used |= {name, f"{prefix}scales", f"{prefix}qzeros"}
         shape = outputs, inputs
+        form = form_of(inputs, said.bits, group, minimums=awq or not said.sym)
         if awq:
-            matrices[f"{prefix}weight"] = _Awq(raw, prefix, shape, said.bits, group)
+            matrices[f"{prefix}weight"] = _Awq(raw, prefix, shape, said.bits, group, form)
             continue
+        if said.desc_act and group < inputs:
+            form = None
         if f"{prefix}g_idx" in raw.entries:
             expect(raw, f"{prefix}g_idx", ("I32",), (inputs,))
             used.add(f"{prefix}g_idx")
         if _is_zero(raw, f"{prefix}bias", outputs):
             used.add(f"{prefix}bias")
-        matrices[f"{prefix}weight"] = _Gptq(raw, prefix, shape, said.bits, group, said.checkpoint_format == "gptq")
+        less_one = said.checkpoint_format == "gptq"
+        matrices[f"{prefix}weight"] = _Gptq(raw, prefix, shape, said.bits, group, form, less_one)
     return Quantized(matrices, used)
 
 
@@ -88,8 +95,10 @@ def _is_zero(raw: FolderWeights, name: str, size: int) -> bool:
 class _ZeroPoints(Grouped):
     """What both have in common: scales and zeros by groups, one below the other."""
 
-    def __init__(self, raw: FolderWeights, prefix: str, shape: tuple[int, int], bits: int, group: int) -> None:
-        super().__init__(raw, f"{prefix}qweight", shape, bits, group)
+    def __init__(
+        self, raw: FolderWeights, prefix: str, shape: tuple[int, int], bits: int, group: int, form: Form | None
+    ) -> None:
+        super().__init__(raw, f"{prefix}qweight", shape, bits, group, form)
         self._prefix, self._packing = prefix, WORD_BITS // bits
 
     def zeros(self, rows: slice, groups: slice) -> Tensor:
@@ -117,9 +126,16 @@ class _Gptq(_ZeroPoints):
     """In 4 or 8 bits; `less_one`: its zeros are stored less 1."""
 
     def __init__(
-        self, raw: FolderWeights, prefix: str, shape: tuple[int, int], bits: int, group: int, less_one: bool
+        self,
+        raw: FolderWeights,
+        prefix: str,
+        shape: tuple[int, int],
+        bits: int,
+        group: int,
+        form: Form | None,
+        less_one: bool,
     ) -> None:
-        super().__init__(raw, prefix, shape, bits, group)
+        super().__init__(raw, prefix, shape, bits, group, form)
         self._less_one = less_one
 
     def codes(self, rows: slice, columns: slice) -> Tensor:
@@ -131,12 +147,6 @@ class _Gptq(_ZeroPoints):
     def zeros(self, rows: slice, groups: slice) -> Tensor:
         stored = super().zeros(rows, groups)
         return stored + 1 & (1 << self.bits) - 1 if self._less_one else stored
-
-    @functools.cached_property
-    def symmetric(self) -> bool:
-        middle = 1 << self.bits - 1
-        every = self.zeros(slice(0, self.shape[0]), slice(0, -(-self.shape[1] // self.group)))
-        return bool((every == middle).all())
 
     @functools.cached_property
     def order(self) -> Tensor | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from ringlm.errors import ModelError
 from ringlm.weights.folder import FolderWeights
+from ringlm.weights.source import Form
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,18 +22,15 @@ _MAX_GROUP: Final = 1 << 31  # columns; more is a damaged file
 class Grouped(abc.ABC):
     """weight = scale * code + minimum, in groups of `group` columns each; the last may be smaller."""
 
-    def __init__(self, raw: FolderWeights, tensor: str, shape: tuple[int, int], bits: int, group: int) -> None:
-        self.raw, self.tensor, self.shape, self.bits, self.group = raw, tensor, shape, bits, group
+    def __init__(
+        self, raw: FolderWeights, tensor: str, shape: tuple[int, int], bits: int, group: int, form: Form | None
+    ) -> None:
+        self.raw, self.tensor, self.shape, self.bits, self.group, self.form = raw, tensor, shape, bits, group, form
 
     @property
     def order(self) -> Tensor | None:
         """int64 (columns,): the group of each column, where they are not in order."""
         return None
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether every minimum is that of codes around 0, which a `Packed` leaves out."""
-        return False
 
     @abc.abstractmethod
     def codes(self, rows: slice, columns: slice) -> Tensor:
@@ -59,8 +57,10 @@ class Grouped(abc.ABC):
 
         from ringlm.weights.packed import BLOCK, Packed
 
-        if self.group % BLOCK or self.shape[1] % BLOCK or self.order is not None:
+        if self.form is None:
             return None
+        if self.order is not None:
+            raise self._contradicts("has groups of inputs in another order, which config.json (desc_act) denies")
         columns = slice(blocks.start * BLOCK, blocks.stop * BLOCK)
         groups = slice(columns.start // self.group, -(-columns.stop // self.group))
         places = torch.arange(columns.start, columns.stop, BLOCK) // self.group - groups.start
@@ -70,7 +70,19 @@ class Grouped(abc.ABC):
             codes = codes[..., : BLOCK // 2] | codes[..., BLOCK // 2 :] << 4
         else:
             codes, minimums = (codes ^ 128).view(torch.int8), minimums + 128 * scales
-        return Packed(self.bits, codes, scales.half(), None if self.symmetric else minimums.half())
+        if self.form.minimums:
+            return Packed(self.bits, codes, scales.half(), minimums.half())
+        if not torch.equal(minimums, (-8 if self.bits == 4 else 0) * scales):
+            raise self._contradicts("has zeros that are not in the middle, which config.json (sym) denies")
+        return Packed(self.bits, codes, scales.half(), None)
+
+    def _contradicts(self, what: str) -> ModelError:
+        return ModelError(f"{self.raw.place(self.tensor)} {what}. Use --quant none.")
+
+
+def form_of(columns: int, bits: int, group: int, minimums: bool = True) -> Form | None:
+    """The form of rows of so many columns in groups that are in order; None where they do not fit blocks of 32."""
+    return None if group % 32 or columns % 32 else Form(bits, minimums)
 
 
 def from_words(words: Tensor, bits: int) -> Tensor:

@@ -9,6 +9,7 @@ import msgspec
 
 from ringlm.errors import ModelError
 from ringlm.weights.folder import FolderWeights
+from ringlm.weights.source import Form
 
 if TYPE_CHECKING:
     import torch
@@ -23,14 +24,14 @@ class Matrix(Protocol):
 
     tensor: str  # the one that holds its codes, in the files
     shape: tuple[int, int]
+    form: Form | None  # of what `packed` gives; None where no blocks of 32 hold its codes as they are
 
     def floats(self, rows: slice, columns: slice) -> torch.Tensor:
         """Its weights in float32."""
         ...
 
     def packed(self, rows: slice, blocks: slice) -> Packed | None:
-        """As `WeightSource.packed`, whose scales and minimums may be infinite here; None where no blocks of 32 hold
-        its codes as they are."""
+        """As `WeightSource.packed`, whose scales and minimums may be infinite here."""
         ...
 
 

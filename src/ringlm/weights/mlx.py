@@ -13,7 +13,7 @@ import msgspec
 
 from ringlm.errors import ModelError
 from ringlm.weights.folder import FLOATS, FolderWeights
-from ringlm.weights.grouped import WORD_BITS, Grouped, check_bits, from_words
+from ringlm.weights.grouped import WORD_BITS, Grouped, check_bits, form_of, from_words
 from ringlm.weights.matrix import Matrix, Quantized, expect, settings
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class _Mlx(Grouped):
     def __init__(
         self, raw: FolderWeights, prefix: str, expert: int | None, shape: tuple[int, int], bits: int, group: int
     ) -> None:
-        super().__init__(raw, f"{prefix}weight", shape, bits, group)
+        super().__init__(raw, f"{prefix}weight", shape, bits, group, form_of(shape[1], bits, group))
         self._prefix, self._expert = prefix, expert
 
     def codes(self, rows: slice, columns: slice) -> Tensor:

@@ -10,7 +10,7 @@ from ringlm.errors import ModelError
 from ringlm.weights import fp8, gptq, mlx
 from ringlm.weights.folder import FLOATS, FolderWeights
 from ringlm.weights.matrix import Quantized, settings
-from ringlm.weights.source import bounds
+from ringlm.weights.source import Form, bounds
 
 if TYPE_CHECKING:
     import torch
@@ -100,3 +100,6 @@ class QuantizedFolder:
         if found is not None and not all(part.isfinite().all() for part in found[2:] if part is not None):
             raise ModelError(f"{self.place(name)} has scales that are not finite in float16. Use --quant none.")
         return found
+
+    def form(self, name: str) -> Form | None:
+        return self._matrices[name].form if name in self._matrices else self._raw.form(name)
