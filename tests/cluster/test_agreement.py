@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
-import torch
 
 from ringlm.cluster.agreement import Capabilities, agree, fast_dtypes
+from ringlm.cluster.memory import Memory
 from ringlm.cluster.settings import Settings
 from ringlm.errors import ConfigError
 
 
 def rank(number: int, dtypes: tuple[str, ...] = ("float32",), **settings: object) -> Capabilities:
-    return Capabilities(number, "cpu", list(dtypes), Settings(**settings))
+    return Capabilities(number, "cpu", list(dtypes), Settings(**settings), Memory("here", 1 << 40))
 
 
 def test_dtype_auto_is_the_best_that_all_ranks_can_do() -> None:
@@ -23,7 +24,7 @@ def test_dtype_auto_is_the_best_that_all_ranks_can_do() -> None:
 
 @pytest.mark.parametrize("quant", ["int8", "int4"])
 def test_packed_weights_are_for_bfloat16_on_cuda_and_for_float32_beside_a_cpu(quant: str) -> None:
-    cuda, mps, cpu = (fast_dtypes(torch.device(kind), quant) for kind in ("cuda", "mps", "cpu"))
+    cuda, mps, cpu = (fast_dtypes(kind, quant) for kind in ("cuda", "mps", "cpu"))
     assert agree([rank(0, tuple(cuda)), rank(1, tuple(cuda))], 4096).dtype == "bfloat16"
     assert agree([rank(0, tuple(cuda)), rank(1, tuple(mps))], 4096).dtype == "float16"
     assert agree([rank(0, tuple(cuda)), rank(1, tuple(cpu))], 4096).dtype == "float32"
@@ -70,7 +71,7 @@ def test_the_backend_is_agreed_on_as_other_settings_are() -> None:
 
 
 def test_nccl_is_for_cuda_on_every_rank() -> None:
-    cuda = [Capabilities(number, "cuda", ["float32"], Settings(backend="nccl")) for number in range(2)]
+    cuda = [msgspec.structs.replace(rank(number, backend="nccl"), device="cuda") for number in range(2)]
     assert agree(cuda, 4096).backend == "nccl"
     with pytest.raises(ConfigError, match="nccl needs CUDA on every rank, and rank 1 computes on cpu"):
         agree([cuda[0], rank(1)], 4096)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import zipfile
 from pathlib import Path
@@ -70,31 +69,11 @@ def test_not_a_model(tmp_path: Path) -> None:
         resolve("")
 
 
-def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match="hub did not give it"):
-        resolve("some-org/some-model")
-
-
-def test_a_hub_id_that_is_cached(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    asked: list[bool] = []
-
-    def snapshot(model: str, *, local_files_only: bool, **_: object) -> str:
-        asked.append(local_files_only)
-        if not local_files_only:
-            (folder / "b.safetensors").touch()
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "a.safetensors").touch()
-    assert resolve("some-org/some-model").path == folder
-    assert asked == [True, False]  # a download that was cut off is completed
-    assert resolve("some-org/some-model").path == folder
-    assert asked == [True, False, True]
+def test_what_is_on_this_disk_wins_over_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ringlm.frontend.hub.fetch", lambda model: pytest.fail(f"{model} was fetched"))
+    monkeypatch.chdir(folder.parent.parent)
+    name = f"{folder.parent.name}/{folder.name}"
+    assert resolve(name) == Model(Path(name), "plain")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ringlm.errors import ModelError, RequestError
+from ringlm.errors import ConfigError, ModelError, RequestError
 from ringlm.frontend.model import Model
 from ringlm.frontend.tokenizer import Tokenizer
 
@@ -45,7 +45,7 @@ def test_the_cache_spares_the_building(
 ) -> None:
     (cached,) = (home / "cache" / "ringlm" / "tokenizers").glob("*/tokenizer.json")
     with monkeypatch.context() as patch:
-        patch.setattr("ringlm.frontend.tokenizer._build", None)
+        patch.setattr("ringlm.frontend.gguf_tokenizer._build", None)
         again = Tokenizer.open(demo)
     assert again is not None
     assert [again.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
@@ -63,10 +63,11 @@ def test_a_folder(folder: Path, tokenizer: Tokenizer) -> None:
     assert found.decode(found.encode("naïve 😀")) == "naïve 😀"
 
 
-def test_a_folder_without_tokenizer_works_with_ids(tmp_path: Path) -> None:
+def test_a_folder_without_tokenizer_works_with_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Tokenizer.open(Model(tmp_path, "plain")) is None
     (tmp_path / "tokenizer.model").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"no tokenizer\.json"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"no tokenizer\.json.*pip install sentencepiece protobuf"):
         Tokenizer.open(Model(tmp_path, "plain"))
 
 
@@ -79,10 +80,11 @@ def test_a_damaged_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "error", "words"),
     [
-        ("", ModelError, "no chat template"),
-        ("{{ raise_exception('roles must alternate') }}", RequestError, "roles must alternate"),
+        ("", ModelError, r"no chat template.*--chat-template FILE"),
+        ("{{ raise_exception('roles must alternate') }}", RequestError, r"line 1, refuses .*roles must alternate"),
         ("{{ messages[0].content.__class__.__mro__ }}", RequestError, "unsafe"),
-        ("{{ messages[0]", RequestError, "template"),
+        ("a\n{{ messages[0] +\n 1 }}", RequestError, r"its chat template, line \d, refuses these messages: .*int"),
+        ("a\n\n{{ messages[0]", ModelError, r"copy: its chat template, line 3: unexpected end"),
     ],
 )
 def test_templates_that_refuse(folder: Path, tmp_path: Path, template: str, error: type[Exception], words: str) -> None:
@@ -90,6 +92,47 @@ def test_templates_that_refuse(folder: Path, tmp_path: Path, template: str, erro
     (copy / "chat_template.jinja").write_text(template)
     with pytest.raises(error, match=words):
         opened(copy).chat([{"role": "user", "content": "Hi"}])
+
+
+def test_a_template_in_a_file_of_the_users(folder: Path, tmp_path: Path, demo: Model) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}")
+    for model in (Model(folder, "plain"), demo):
+        found = Tokenizer.open(model, file)
+        assert found is not None
+        assert found.chat([{"role": "user", "content": "Hi"}]) == found.encode("<user>Hi")
+    file.write_text("\n{% for %}")
+    broken = Tokenizer.open(demo, file)
+    assert broken is not None
+    with pytest.raises(ModelError, match=r"mine\.jinja, line 2: "):
+        broken.chat([{"role": "user", "content": "Hi"}])
+    with pytest.raises(ConfigError, match=r"--chat-template .*missing: cannot be read"):
+        Tokenizer.open(demo, tmp_path / "missing")
+
+
+@pytest.mark.parametrize("where", ["config", "named", "jinja", "json"])
+def test_where_a_folder_may_have_its_template(folder: Path, tmp_path: Path, where: str) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "chat_template.jinja").unlink()
+    text = "!{{ messages[0].content }}"
+    settings = copy / "tokenizer_config.json"
+    config = json.loads(settings.read_text())
+    if where == "config":
+        settings.write_text(json.dumps(config | {"chat_template": text}))
+    elif where == "named":
+        named = [{"name": "tool_use", "template": "?"}, {"name": "default", "template": text}]
+        settings.write_text(json.dumps(config | {"chat_template": named}))
+    elif where == "jinja":
+        (copy / "chat_template.jinja").write_text(text)
+    else:
+        (copy / "chat_template.json").write_text(json.dumps({"chat_template": text}))
+    found = opened(copy)
+    assert found.chat([{"role": "user", "content": "Hi"}]) == found.encode("!Hi")
+    if where == "named":
+        named.pop()
+        settings.write_text(json.dumps(config | {"chat_template": named}))
+        with pytest.raises(ModelError, match="has the chat templates tool_use and none by default"):
+            opened(copy).check_chat_template()
 
 
 def test_text_that_is_not_unicode(tokenizer: Tokenizer) -> None:

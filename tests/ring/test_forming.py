@@ -96,9 +96,9 @@ NEWCOMERS: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]
     "the same rank": ({"rank": 0}, {}, RefusedError, "check the ports and the rank numbers."),
     "another model": (
         {},
-        {"fingerprint": "b:2"},
+        {"fingerprint": "b:shapes=1,weights=2,configuration=4"},
         RefusedError,
-        "rank 1 has the model b:2, rank 0 has a:1; every rank needs the same model.",
+        "rank 1 has the model b and rank 0 a, whose weights and configuration differ; every rank needs the same",
     ),
 }
 
@@ -119,10 +119,10 @@ def test_a_stranger_is_refused_on_both_sides_and_disturbs_nobody(name: str, capl
 
     def comes_later() -> float:
         assert came.wait(10.0)
-        return joins(right, fingerprint="a:1")()
+        return joins(right, fingerprint="other/name:shapes=1,weights=1,configuration=3")()
 
     with caplog.at_level(logging.INFO, logger="ringlm.ring"):
-        outcomes = attempt(joins(waiting, fingerprint="a:1"), comes, comes_later)
+        outcomes = attempt(joins(waiting, fingerprint="a:shapes=1,weights=1,configuration=3"), comes, comes_later)
     assert outcomes[0] == outcomes[2] == 2.0, outcomes
     assert isinstance(outcomes[1], kind)
     assert words in str(outcomes[1])

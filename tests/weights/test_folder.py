@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ringlm.errors import ConfigError, ModelError
+from ringlm.ring.handshake import differing
 from ringlm.weights import open_model
 from tests.models.reference import save
 
@@ -170,13 +171,17 @@ def test_which_format_it_is(tmp_path: Path) -> None:
 
 def test_the_fingerprint(tmp_path: Path) -> None:
     one = open_model(save(tmp_path / "a" / "model")).fingerprint
-    assert one.startswith("model:")
-    assert len(one) == len("model:") + 16
+    assert one.startswith("model:configuration=")
     assert open_model(save(tmp_path / "b" / "model", shard="10KB")).fingerprint == one, "files are only a wrapping"
-    assert open_model(save(tmp_path / "c" / "model", seed=1)).fingerprint != one, "other weights"
+    other = open_model(save(tmp_path / "c" / "model", seed=1)).fingerprint
+    assert differing(one, other) == ["weights"]
     path = tmp_path / "a" / "model" / "config.json"
     path.write_text(path.read_text().replace("1e-06", "1e-05"))
-    assert open_model(path.parent).fingerprint != one, "another configuration"
+    assert differing(one, open_model(path.parent).fingerprint) == ["configuration"]
+    renamed = (tmp_path / "b" / "model").rename(tmp_path / "b" / "other")
+    assert differing(one, open_model(renamed).fingerprint) == []
+    taller = open_model(save(tmp_path / "d" / "model", vocab_size=132)).fingerprint
+    assert differing(one, taller) == ["configuration", "shapes", "weights"]
 
 
 def test_the_tokens_that_end_an_answer(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ import msgspec
 
 from ringlm import errors
 from ringlm.cluster import messages, spec
-from ringlm.cluster.agreement import Loaded, Refused, load
+from ringlm.cluster.agreement import Refused
 from ringlm.cluster.channel import Channel, ChannelClosed
+from ringlm.cluster.loading import Loaded, load
 from ringlm.cluster.messages import Cancel, Failed, Output, Progress, Ready, Shutdown, Submit
 from ringlm.cluster.parent import watch_parent
 from ringlm.cluster.spec import EngineSpec

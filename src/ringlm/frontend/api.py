@@ -10,6 +10,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from numbers import Integral
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, cast, overload
 
@@ -31,7 +32,8 @@ class LLM:
     `model`: a Hugging Face folder, a GGUF file, a hub id, or 'demo'. Without a ring in the environment
     it starts `tensor_parallel` ranks on this machine (1 when left out). With one (RING_*, or
     torchrun's) rank 0 returns; the others serve it and leave by SystemExit with status 0 at its end.
-    `split` has one weight a rank; `context` is in tokens, prompt and answer together.
+    `split` has one weight a rank; `context` is in tokens, prompt and answer together. `chat_template` is a file that
+    takes the place of the model's own template.
 
     Raises ConfigError, ModelError, or the RingError that kept the ring from forming. Use it from one
     thread, as a context manager or with `close`.
@@ -47,6 +49,7 @@ class LLM:
         quant: str = "none",
         context: int | None = None,
         split: Sequence[float] | None = None,
+        chat_template: str | Path | None = None,
     ) -> None:
         ring = ring_from_env()
         if tensor_parallel is not None and tensor_parallel < 1:
@@ -72,7 +75,7 @@ class LLM:
             from ringlm.cluster.client import run_rank
 
             sys.exit(run_rank(spec))
-        self._session = Session.start(spec, files)
+        self._session = Session.start(spec, files, chat_template=None if chat_template is None else Path(chat_template))
 
     @property
     def world_size(self) -> int:

@@ -81,6 +81,9 @@ def run(
         float, typer.Option(metavar="P", help="Leave out what is below P of the likeliest.", **_PROMPT)
     ] = 0.0,
     seed: Annotated[int | None, typer.Option(metavar="S", help="The same seed, the same answer.", **_PROMPT)] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A Jinja template in place of the model's.", **_PROMPT)
+    ] = None,
     throughput: Annotated[
         bool, typer.Option("--throughput", metavar="", help="Show tokens per second.", **_PROMPT)
     ] = False,
@@ -95,7 +98,7 @@ def run(
     params = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
     )
-    run_command(engine, RunOptions(prompt, interactive, json, throughput), params)
+    run_command(engine, RunOptions(prompt, interactive, json, throughput, chat_template), params)
 
 
 @app.command(
@@ -149,6 +152,43 @@ def bench_comm(
     from ringlm.frontend.comm import bench_comm as bench_comm_command
 
     bench_comm_command(CommOptions(sizes, world_size, dtype, device, against, seconds, plot, algorithms, json))
+
+
+@app.command(
+    help="Show which rank would hold what of a model, in heads, columns and bytes, and whether it fits.\n\n"
+    "Only the headers of the files are read. What does not fit is refused here and when a ring starts, in the "
+    "same words.",
+    epilog="Example: ringlm plan -m model.gguf --quant int4 --world-size 2 --split 2,1 --memory 16G,8G",
+)
+def plan(
+    model: Annotated[
+        str,
+        typer.Option("-m", "--model", metavar="MODEL", help="A Hugging Face folder, a GGUF file, a hub id, or demo."),
+    ],
+    format: Annotated[
+        str | None, typer.Argument(metavar="plain|gguf", help="What the model is; detected when left out.")
+    ] = None,
+    world_size: Annotated[int, typer.Option("-n", "--world-size", metavar="N", help="How many ranks.")] = 1,
+    split: Annotated[str | None, typer.Option(metavar="W,W,…", help="The share of each rank, such as 2,1.")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S,S,…", help="What each rank has free, such as 16G; else all share what this machine has."
+        ),
+    ] = None,
+    quant: Annotated[str, typer.Option(metavar="none|int8|int4", help="How weights are packed.")] = "none",
+    dtype: Annotated[
+        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="What to compute in; auto as this CPU would.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda|mps", help="What all ranks compute on.")] = "cpu",
+    context: Annotated[int | None, typer.Option(metavar="N", help="Tokens of prompt and answer together.")] = None,
+    max_seqs: Annotated[int | None, typer.Option(metavar="N", help="Requests at the same time.")] = None,
+    json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.")] = False,
+) -> None:
+    from ringlm.frontend.plan import PlanOptions
+    from ringlm.frontend.plan import plan as plan_command
+
+    plan_command(PlanOptions(format, model, world_size, split, context, max_seqs, quant, dtype, device, memory, json))
 
 
 @app.command(

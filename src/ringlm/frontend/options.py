@@ -81,7 +81,7 @@ class EngineOptions:
         name = self.model or (node.model if node else None)
         if not name:
             raise ConfigError("no model; give one with -m: a folder, a GGUF file, a hub id, or demo.")
-        split = _weights(self.split) if self.split is not None else _node_weights(nodes)
+        split = split_weights(self.split) if self.split is not None else _node_weights(nodes)
         model = resolve(name, self.format)
         spec = engine_spec(
             model,
@@ -153,7 +153,8 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def _weights(text: str) -> tuple[float, ...]:
+def split_weights(text: str) -> tuple[float, ...]:
+    """The weights that --split gives."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:

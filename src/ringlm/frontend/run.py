@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import ConfigError, RequestError
@@ -22,6 +23,7 @@ class RunOptions:
     interactive: bool
     json: bool
     throughput: bool
+    chat_template: Path | None = None
 
 
 def run(engine: EngineOptions, options: RunOptions, params: SamplingParams) -> None:
@@ -33,7 +35,7 @@ def run(engine: EngineOptions, options: RunOptions, params: SamplingParams) -> N
         serve_rank(spec)
     prompt = _prompt(options)
     with StartUp() as progress:
-        session = Session.start(spec, model, progress.show)
+        session = Session.start(spec, model, progress.show, options.chat_template)
     with session:
         if prompt is None:
             Chat(session, params, options.throughput).run()

@@ -12,6 +12,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
@@ -76,13 +77,20 @@ class Session:
         self._live: dict[int, Generation] = {}
 
     @classmethod
-    def start(cls, spec: EngineSpec, model: Model, on_progress: Callable[[Progress], None] | None = None) -> Session:
-        """Start an engine and read the tokenizer meanwhile. Raises the RingLMError that ended either."""
+    def start(
+        cls,
+        spec: EngineSpec,
+        model: Model,
+        on_progress: Callable[[Progress], None] | None = None,
+        chat_template: Path | None = None,
+    ) -> Session:
+        """Start an engine and read the tokenizer meanwhile, with another template than its own where one is given.
+        Raises the RingLMError that ended either."""
         from ringlm.cluster.client import EngineClient
         from ringlm.frontend.tokenizer import Tokenizer
 
         with ThreadPoolExecutor(1, thread_name_prefix="ringlm-tokenizer") as pool:
-            tokenizer = pool.submit(Tokenizer.open, model)
+            tokenizer = pool.submit(Tokenizer.open, model, chat_template)
             engine = EngineClient.start(spec, on_progress)
             try:
                 return cls(engine, tokenizer.result())

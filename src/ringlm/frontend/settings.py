@@ -44,7 +44,7 @@ def engine_spec(
         max_seqs=max_seqs,
     )
     spec = EngineSpec(
-        model=str(model.path.resolve()),
+        model=str(model.path.absolute()),  # links stay: in Hugging Face's cache their targets have no names
         settings=settings,
         ring=ring,
         local_ranks=local_ranks,

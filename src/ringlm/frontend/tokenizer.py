@@ -7,44 +7,50 @@ Jinja environment. Nothing in a model's folder is executed, and torch is never i
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import importlib.util
+import json
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ringlm.errors import ModelError, RequestError
+from ringlm.errors import ConfigError, ModelError, RequestError
+from ringlm.frontend import gguf_tokenizer
 from ringlm.frontend.detokenizer import Detokenizer
 from ringlm.frontend.model import Model
 from ringlm.frontend.token_bytes import TokenBytes
-from ringlm.paths import atomic_write, cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from ringlm.weights.gguf_header import GGUFHeader
-
 Message = Mapping[str, Any]  # {"role": …, "content": …}, as in the OpenAI API
-
-_SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # transformers' names and GGUF's
 
 
 class Tokenizer:
     """The tokenizer of one model."""
 
-    def __init__(self, fast: PreTrainedTokenizerFast, name: str) -> None:
+    def __init__(self, fast: PreTrainedTokenizerFast, name: str, template: str = "its chat template") -> None:
         self._fast = fast
         self._name = name
+        self._template = template  # where it is, for messages
         self._backend = fast.backend_tokenizer
         self._token_bytes: TokenBytes | None = None
 
     @classmethod
-    def open(cls, model: Model) -> Tokenizer | None:
-        """The tokenizer in a model's files; None when they hold none, and only token ids can be used.
+    def open(cls, model: Model, chat_template: Path | None = None) -> Tokenizer | None:
+        """The tokenizer in a model's files; None when they hold none, and only token ids can be used. The file
+        `chat_template` takes the place of the model's own.
 
-        Raises ModelError when there is one that cannot be read.
+        Raises ModelError when there is one that cannot be read, and ConfigError for a template that cannot.
         """
-        fast = _from_folder(model.path) if model.format == "plain" else _from_gguf(model.path)
-        return None if fast is None else cls(fast, model.name)
+        text = None if chat_template is None else _read_template(chat_template)
+        fast = _from_folder(model.path) if model.format == "plain" else gguf_tokenizer.read(model.path)
+        if fast is None:
+            return None
+        if text is None:
+            return cls(fast, model.name)
+        fast.chat_template = text
+        return cls(fast, model.name, str(chat_template))
 
     @property
     def has_chat_template(self) -> bool:
@@ -52,10 +58,16 @@ class Tokenizer:
 
     def check_chat_template(self) -> None:
         """Raises ModelError for a model that cannot chat."""
-        if not self.has_chat_template:
+        found = self._fast.chat_template if self.has_chat_template else None
+        if not found:
             raise ModelError(
-                f"{self._name} has no chat template, so it cannot chat; "
-                "it goes on from a text: give that with --prompt, or to LLM.generate."
+                f"{self._name} has no chat template, so it cannot chat; give one with --chat-template FILE. "
+                "It can go on from a text: give that with --prompt, or to LLM.generate."
+            )
+        if isinstance(found, dict) and "default" not in found:
+            raise ModelError(
+                f"{self._name} has the chat templates {', '.join(sorted(found))} and none by default; "
+                "give the file of one with --chat-template FILE."
             )
 
     @property
@@ -82,7 +94,7 @@ class Tokenizer:
         refuses the messages.
         """
         self.check_chat_template()
-        from jinja2.exceptions import TemplateError
+        from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
         try:
             text = self._fast.apply_chat_template(
@@ -91,8 +103,13 @@ class Tokenizer:
                 add_generation_prompt=True,
                 **variables,
             )
+        except TemplateSyntaxError as error:
+            raise ModelError(f"{self._name}: {self._template}, line {error.lineno}: {error.message}.") from error
         except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise RequestError(f"{self._name}'s chat template refuses these messages: {error}") from error
+            line = _line_of(error)
+            raise RequestError(
+                f"{self._name}: {self._template}{line} refuses these messages: {error or type(error).__name__}"
+            ) from error
         return self.encode(text, special=False)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -108,75 +125,61 @@ class Tokenizer:
 
 
 def _from_folder(folder: Path) -> PreTrainedTokenizerFast | None:
-    if not (folder / "tokenizer.json").is_file():
-        if (folder / "tokenizer.model").is_file():
-            raise ModelError(
-                f"{folder} has tokenizer.model but no tokenizer.json; save it with transformers "
-                "(AutoTokenizer.from_pretrained(…).save_pretrained(…)) and try again."
-            )
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         return None
     with _quiet_transformers() as transformers:
         try:
-            return transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            if (folder / "tokenizer.json").is_file():
+                fast = transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            else:
+                fast = _converted(folder, transformers)
+        except ModelError:
+            raise
         except Exception as error:  # the Rust library raises bare Exception
             raise ModelError(f"{folder}: the tokenizer cannot be read: {error}") from error
-
-
-def _from_gguf(path: Path) -> PreTrainedTokenizerFast | None:
-    from ringlm.weights.gguf_header import GGUFHeader
-
-    header = GGUFHeader(path)
-    metadata = header.metadata
-    if "tokenizer.ggml.tokens" not in metadata:
-        return None
-    from transformers import PreTrainedTokenizerFast
-
-    cached = cache_dir() / "tokenizers" / _fingerprint(header) / "tokenizer.json"
-    settings: dict[str, Any] = {"chat_template": metadata.get("tokenizer.chat_template")}
-    tokens = metadata["tokenizer.ggml.tokens"]
-    for ours, theirs in _SPECIAL.items():
-        token = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
-        settings[f"{ours}_token"] = tokens[token] if token is not None and token < len(tokens) else None
-    if cached.is_file():
-        with contextlib.suppress(Exception):  # a damaged cache is built again
-            return PreTrainedTokenizerFast(tokenizer_file=str(cached), **settings)
-    fast = _build(path, metadata, settings)
-    with contextlib.suppress(OSError), atomic_write(cached) as file:  # without a cache it only takes longer
-        file.write(fast.backend_tokenizer.to_str().encode())
+    if (
+        not fast.chat_template and (folder / "chat_template.json").is_file()
+    ):  # transformers reads it for processors only
+        fast.chat_template = _legacy_template(folder / "chat_template.json")
     return fast
 
 
-def _build(path: Path, metadata: Mapping[str, Any], settings: dict[str, Any]) -> PreTrainedTokenizerFast:
-    """The tokenizer that GGUF metadata describes; takes seconds. transformers knows the many kinds of it."""
-    from transformers import PreTrainedTokenizerFast
-    from transformers.integrations.gguf import convert_gguf_tokenizer
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_TOKENIZER_MAPPING
-
-    names = GGUF_TOKENIZER_MAPPING["tokenizer"]
-    known = {f"tokenizer.{key}": ours for key, ours in names.items()}
-    description = {ours: metadata[key] for key, ours in known.items() if key in metadata}
-    kind = description.get("tokenizer_type")
-    # As llama.cpp: SentencePiece adds BOS unless the file says otherwise; Gemma 4's template writes it itself.
-    add_bos = kind != "gemma4" and metadata.get("tokenizer.ggml.add_bos_token", kind == "llama")
-    add_eos = metadata.get("tokenizer.ggml.add_eos_token", False)
-    try:
-        backend, _ = convert_gguf_tokenizer(metadata.get("general.architecture"), description)
-        return PreTrainedTokenizerFast(
-            tokenizer_object=backend, add_bos_token=add_bos, add_eos_token=add_eos, **settings
+def _converted(folder: Path, transformers: Any) -> PreTrainedTokenizerFast:
+    """SentencePiece's tokenizer.model, by the packages that read it."""
+    missing = [name for name in ("sentencepiece", "google.protobuf") if not _is_installed(name)]
+    if missing:
+        raise ModelError(
+            f"{folder} has tokenizer.model but no tokenizer.json, and it takes the packages sentencepiece and protobuf "
+            "to read that: pip install sentencepiece protobuf"
         )
-    except Exception as error:  # the Rust library raises bare Exception
-        raise ModelError(f"{path}: no tokenizer can be made of its metadata: {error}") from error
+    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _fingerprint(header: GGUFHeader) -> str:
-    """Of the file's header and of the libraries that turn it into a tokenizer."""
-    import tokenizers
-    import transformers
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent is missing
+        return False
 
-    end = min((tensor.offset for tensor in header.tensors.values()), default=len(header.data))
-    digest = hashlib.blake2b(header.data[:end], digest_size=16)
-    digest.update(f"{transformers.__version__} {tokenizers.__version__}".encode())
-    return digest.hexdigest()
+
+def _legacy_template(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_bytes())["chat_template"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: holds no chat template: {error}.") from error
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--chat-template {path}: cannot be read: {error}.") from error
+
+
+def _line_of(error: BaseException) -> str:
+    """ ", line 7" of the template in which it was raised, where that is known."""
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == "<template>"]
+    return f", line {lines[-1]}," if lines else ""
 
 
 @contextlib.contextmanager

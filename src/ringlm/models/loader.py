@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from ringlm.models.causal_lm import CausalLM
 from ringlm.models.config import dimensions, read_config
 from ringlm.models.packing import Layout, Packer, layout_of
 from ringlm.models.registry import builder
+from ringlm.models.sizes import IGNORED
 from ringlm.parallel.communicator import Communicator
 from ringlm.parallel.experts import Expert, Experts
 from ringlm.parallel.linear import ColumnParallel, Dense, LinearSpec, Part, RowParallel, Storage
@@ -26,9 +26,6 @@ from ringlm.weights.files import ModelFiles
 from ringlm.weights.source import WeightSource
 
 __all__ = ["ShardLoader", "dimensions", "load_model"]
-
-# Old checkpoints hold rotary frequencies, which are computed; some tied ones repeat the head.
-_IGNORED: Final = (".rotary_emb.inv_freq", "lm_head.weight")
 
 
 def load_model(
@@ -136,7 +133,7 @@ class ShardLoader:
     def refuse_unused(self) -> None:
         """ModelError for a tensor that the model has no place for: the result would be silently wrong."""
         for name in self._source.names():
-            if name not in self._used and not name.endswith(_IGNORED):
+            if name not in self._used and not name.endswith(IGNORED):
                 raise ModelError(f"{self._source.place(name)} has no place in this model; config.json does not fit.")
 
     def _matrix(self, parts: tuple[Part, ...], bits: int | None) -> Storage:

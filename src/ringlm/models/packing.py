@@ -17,7 +17,7 @@ from ringlm.parallel.experts import Expert, Experts
 from ringlm.parallel.linear import Part, Storage
 from ringlm.parallel.prologue import Gate
 from ringlm.weights.packed import BLOCK, Packed, quantize
-from ringlm.weights.source import WeightSource
+from ringlm.weights.source import Form, WeightSource
 
 _TILE: Final = 1 << 20  # elements that are floats at a time
 _SAMPLE: Final = (512, 2048)  # rows and columns of the matrix that products are timed with
@@ -121,10 +121,8 @@ class Packer:
 
     def _runs(self, parts: Sequence[Part], bits: int) -> list[slice]:
         """Consecutive parts that are packed alike."""
-        forms = []
-        for part in parts:
-            sample = self._read(part, 0, 0, bits)
-            forms.append((sample.bits, sample.minimums is not None))
+        packed_now = Form(bits, minimums=bits == 4)
+        forms = [self._source.form(f"{part.name}.weight") or packed_now for part in parts]
         starts = [index for index in range(len(parts)) if not index or forms[index] != forms[index - 1]]
         return [slice(start, stop) for start, stop in itertools.pairwise([*starts, len(parts)])]
 

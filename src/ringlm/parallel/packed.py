@@ -110,7 +110,7 @@ class Segment:
     def fill(self, first: int, part: Blocks) -> None:
         """Take `part` as the rows from `first` on; the form is this segment's."""
         rows = len(part.codes)
-        _place(self.codes, first, part.codes.view(torch.uint8).view(rows, part.codes.shape[1], -1, 4), rows)
+        _place(self.codes, first, part.codes.view(torch.uint8).view(rows, part.codes.shape[1], part.bits, 4), rows)
         _place(self.scales, first, part.scales, rows)
         if self.minimums is not None:
             assert part.minimums is not None
@@ -266,7 +266,7 @@ def _place(side_by_side: Tensor, first: int, part: Tensor, rows: int) -> None:
     """Copy `part` (rows, blocks, …) to rows `first` on of (row blocks, blocks, [chunks,] 8, …)."""
     lanes = side_by_side.movedim(2 if part.dim() == 2 else 3, 1)  # (row blocks, 8, blocks, …)
     if first % LANES == 0 and rows % LANES == 0:
-        lanes[first // LANES : (first + rows) // LANES] = part.view(-1, LANES, *part.shape[1:])
+        lanes[first // LANES : (first + rows) // LANES] = part.view(rows // LANES, LANES, *part.shape[1:])
         return
     places = torch.arange(first, first + rows)
     lanes[places // LANES, places % LANES] = part

@@ -34,7 +34,7 @@ from ringlm.ring.algorithms import Limits
 from ringlm.ring.cards import Card, Chain, Port, reach
 from ringlm.ring.config import RingConfig
 from ringlm.ring.control import ControlPlane, Heartbeat
-from ringlm.ring.handshake import Handshake, Hello, RefusedError, initiate
+from ringlm.ring.handshake import Handshake, Hello, RefusedError, differing, initiate
 from ringlm.ring.link import Link
 from ringlm.ring.listener import Listener
 from ringlm.ring.relay import Relays
@@ -57,8 +57,9 @@ def connect(
 ) -> Ring:
     """Form the ring that `config` describes; returns once this rank has all its links.
 
-    Ranks whose non-empty `fingerprint` differ refuse each other. With a `heartbeat` collectives have no
-    deadline of their own and fail when a peer does; without one they fail after `config.timeout_s`.
+    Ranks refuse each other whose non-empty `fingerprint`, "label:field=value,field=value", differ in a field. With a
+    `heartbeat` collectives have no deadline of their own and fail when a peer does; without one they fail after
+    `config.timeout_s`.
     `segment_bytes` (a multiple of 16) and `direct_bytes` are the same on every rank. Raises ConfigError,
     ConnectError or AuthenticationError.
     """
@@ -201,10 +202,11 @@ class _Forming:
             raise RefusedError(f"rank {hello.rank} is not the left neighbour of rank {config.rank}; check RING_RIGHT.")
         if hello.epoch != 0:
             raise RefusedError(f"rank {hello.rank} is in epoch {hello.epoch}, this ring in epoch 0.")
-        if hello.fingerprint and self.fingerprint and hello.fingerprint != self.fingerprint:
+        if hello.fingerprint and self.fingerprint and (fields := differing(hello.fingerprint, self.fingerprint)):
+            theirs, ours = (text.rpartition(":")[0] for text in (hello.fingerprint, self.fingerprint))
             raise RefusedError(
-                f"rank {hello.rank} has the model {hello.fingerprint}, rank {config.rank} has {self.fingerprint}; "
-                "every rank needs the same model."
+                f"rank {hello.rank} has the model {theirs} and rank {config.rank} {ours}, whose {' and '.join(fields)} "
+                "differ; every rank needs the same model, under any name: copy its files, or mend -m."
             )
 
     def _hello(self, purpose: str, to: int, beyond: int = -1) -> Hello:

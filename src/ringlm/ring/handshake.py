@@ -46,6 +46,14 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     beyond: int = -1
 
 
+def differing(one: str, other: str) -> list[str]:
+    """The fields in which two fingerprints, "label:field=value,field=value", differ; their labels may."""
+    first, second = (
+        dict(field.partition("=")[::2] for field in text.rpartition(":")[2].split(",")) for text in (one, other)
+    )
+    return [field for field in first | second if first.get(field) != second.get(field)]
+
+
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
     """The listener's answer: refused is None, or why; a `final` refusal is not worth another try."""
 

@@ -25,7 +25,7 @@ class ModelFiles:
     format: Format
     name: str
     config: dict[str, Any]  # config.json's names, for GGUF as well
-    fingerprint: str  # "name:16 hex characters"; equal on ranks that hold the same model
+    fingerprint: str  # the name, a colon, and what is equal wherever the same model is held, under whichever name
     tensors: WeightSource
     changed: int  # when one of the weights' files was changed last, in nanoseconds; differs from machine to machine
 
@@ -45,11 +45,22 @@ def open_model(path: str | Path, format: str | None = None) -> ModelFiles:
     source: FolderWeights | GGUFWeights
     if found == "gguf":
         source = GGUFWeights(GGUFHeader(path))
-        config, name = source.config, path.stem
+        config, name = source.config, model_name(path)
     else:
-        source, config, name = FolderWeights(path), _config(path), path.resolve().name
+        source, config, name = FolderWeights(path), _config(path), model_name(path)
     changed = max(entry.stat().st_mtime_ns for entry in {entry.path for entry in source.entries.values()})
     return ModelFiles(path, found, name, config, f"{name}:{fingerprint(config, source.entries)}", source, changed)
+
+
+def model_name(path: Path) -> str:
+    """What a model's folder or GGUF file is called: for people, and in answers. In Hugging Face's cache
+    (models--owner--name/snapshots/commit) a folder's own name says nothing."""
+    if path.suffix == ".gguf":
+        return path.stem
+    path = path.absolute()
+    if path.parent.name == "snapshots":
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return path.resolve().name
 
 
 def _locate(path: Path) -> tuple[Path, Format]:

@@ -81,6 +81,9 @@ class FolderWeights:
     def packed(self, name: str, rows: slice, blocks: slice) -> None:
         self._entry(name)
 
+    def form(self, name: str) -> None:
+        self._entry(name)
+
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:
             raise ModelError(f"{self._label}: tensor {name!r} is missing.")

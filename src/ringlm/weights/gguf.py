@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ringlm.errors import ModelError
 from ringlm.weights.gguf_config import ROPE_FACTORS, config_from, hugging_face_name, is_permuted
 from ringlm.weights.gguf_header import BLOCK_FORMATS, GGUFHeader, TensorInfo
-from ringlm.weights.source import Entry, bounds
+from ringlm.weights.source import Entry, Form, bounds
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 
 _TILE: Final = 1 << 20  # elements turned into float32 at a time: 4 MB stay in the cache
 _FORMATS: Final = {name: (block, nbytes) for name, block, nbytes in BLOCK_FORMATS.values()}
+_FORMS: Final = {  # what weights/blocks.py makes of them
+    "Q4_0": Form(4, minimums=False),
+    "Q4_1": Form(4, minimums=True),
+    "Q4_K": Form(4, minimums=True),
+    "Q5_0": Form(8, minimums=False),
+    "Q5_1": Form(8, minimums=True),
+    "Q5_K": Form(8, minimums=True),
+    "Q6_K": Form(8, minimums=False),
+    "Q8_0": Form(8, minimums=False),
+}
 
 
 class GGUFWeights:
@@ -104,6 +114,9 @@ class GGUFWeights:
         if not all(tensor.isfinite().all() for tensor in found[2:] if tensor is not None):
             raise ModelError(f"{self.place(name)} holds scales that are not finite in float16. Download it again.")
         return found
+
+    def form(self, name: str) -> Form | None:
+        return _FORMS.get(self._entry(name).dtype)
 
     def _rows(
         self, name: str, entry: Entry, start: int, stop: int, columns: slice | None, dtype: torch.dtype | None

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -28,6 +28,18 @@ class Entry:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+
+
+class Form(NamedTuple):
+    """How codes are packed: in blocks of 32 of a row, each with a float16 scale and, if `minimums`, a minimum."""
+
+    bits: int  # 4 or 8
+    minimums: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Of a block."""
+        return 4 * self.bits + (4 if self.minimums else 2)
 
 
 class WeightSource(Protocol):
@@ -61,28 +73,35 @@ class WeightSource(Protocol):
 
     def packed(self, name: str, rows: slice, blocks: slice) -> Packed | None:
         """`rows` and blocks of 32 columns of a matrix as the file packs it, codes as they are; None where the file
-        holds it in floats. Empty slices tell the form."""
+        holds it in floats."""
+        ...
+
+    def form(self, name: str) -> Form | None:
+        """The form of what `packed` gives; None where the file holds floats. Reads nothing, and needs no torch."""
         ...
 
 
 def fingerprint(config: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:
-    """16 hex characters over the configuration and every tensor's name, shape, dtype, size and a sample of its
-    bytes: equal for equal models however their tensors are spread over files, and quick for any size."""
-    digest = hashlib.blake2b(msgspec.json.encode(config, order="deterministic"), digest_size=8)
+    """`configuration=…,shapes=…,weights=…`: digests of the configuration, of every tensor's name, shape, dtype and
+    size, and of a sample of its bytes. Equal for equal models however their tensors are spread over files, and quick
+    for any size."""
+    configuration, shapes, weights = (hashlib.blake2b(digest_size=8) for _ in range(3))
+    configuration.update(msgspec.json.encode(config, order="deterministic"))
     files: dict[Path, int] = {}
     try:
         for name, entry in sorted(entries.items()):
             if entry.path not in files:
                 files[entry.path] = os.open(entry.path, os.O_RDONLY)
-            digest.update(repr((name, entry.shape, entry.dtype, entry.nbytes)).encode())
+            shapes.update(repr((name, entry.shape, entry.dtype, entry.nbytes)).encode())
             last = max(0, entry.nbytes - SAMPLE_BYTES)
             for start in (0, last // 2, last):
                 size = min(SAMPLE_BYTES, entry.nbytes - start)
-                digest.update(os.pread(files[entry.path], size, entry.offset + start))
+                weights.update(os.pread(files[entry.path], size, entry.offset + start))
     finally:
         for descriptor in files.values():
             os.close(descriptor)
-    return digest.hexdigest()
+    digests = {"configuration": configuration, "shapes": shapes, "weights": weights}
+    return ",".join(f"{what}={digest.hexdigest()}" for what, digest in digests.items())
 
 
 def bounds(part: slice | None, size: int) -> tuple[int, int]:

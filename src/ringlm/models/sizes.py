@@ -1,0 +1,114 @@
+"""What each rank would hold, in bytes, from the files' headers and the shard plan: torch-free, no weight is read.
+
+Knows layers by their names, which tell how they are divided, and no family. A test holds it against loaded models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from ringlm.models.config import read_config
+from ringlm.parallel.shard import UNIT, Range, RankShard, ShardPlan
+from ringlm.weights.files import ModelFiles
+from ringlm.weights.source import Form
+
+# Old checkpoints hold rotary frequencies, which are computed; some tied ones repeat the head.
+IGNORED: Final = (".rotary_emb.inv_freq", "lm_head.weight")
+_DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class _Cut(NamedTuple):
+    """A layer is divided in proportion to these ranges of a shard: by rows (what comes out; the bias, too), or by
+    columns (what goes in; the bias is whole)."""
+
+    by_rows: bool
+    ranges: Callable[[RankShard], tuple[Range, ...]]
+
+
+_EXPERT: Final = re.compile(r"experts\.\d+\.")
+_CUTS: Final[Mapping[str, _Cut]] = {  # by the last two parts of a layer's name; the others are whole on every rank
+    "model.embed_tokens": _Cut(True, lambda shard: (shard.vocabulary,)),
+    "lm_head": _Cut(True, lambda shard: (shard.vocabulary,)),
+    "self_attn.q_proj": _Cut(True, lambda shard: (shard.query_heads,)),
+    "self_attn.k_proj": _Cut(True, lambda shard: (shard.kv_heads,)),
+    "self_attn.v_proj": _Cut(True, lambda shard: (shard.kv_heads,)),
+    "self_attn.o_proj": _Cut(False, lambda shard: (shard.query_heads,)),
+    "mlp.gate_proj": _Cut(True, lambda shard: (shard.columns,)),
+    "mlp.up_proj": _Cut(True, lambda shard: (shard.columns,)),
+    "mlp.down_proj": _Cut(False, lambda shard: (shard.columns,)),
+    **dict.fromkeys(("experts.gate_proj", "experts.w1"), _Cut(True, lambda shard: (shard.expert_columns,))),
+    **dict.fromkeys(("experts.up_proj", "experts.w3"), _Cut(True, lambda shard: (shard.expert_columns,))),
+    **dict.fromkeys(("experts.down_proj", "experts.w2"), _Cut(False, lambda shard: (shard.expert_columns,))),
+}
+_VOCABULARY: Final = ("model.embed_tokens", "lm_head")  # packed in 8 bits where the file has floats
+
+
+class Holding(NamedTuple):
+    """One rank's bytes: its weights as they are held, and the cache of one sequence."""
+
+    weights: int
+    sequence: int
+
+    def total(self, sequences: int) -> int:
+        """With the cache of so many."""
+        return self.weights + sequences * self.sequence
+
+
+def holdings(
+    files: ModelFiles, plan: ShardPlan, devices: Sequence[str], *, dtype: str, context: int, bits: int | None
+) -> list[Holding]:
+    """By rank, what `load_model` would hold on its device, and a cache of `context` positions."""
+    config, tensors = read_config(files.config), files.tensors
+    ignored = tuple(name for name in IGNORED if config.tied or name != "lm_head.weight")
+    names = [name for name in tensors.names() if not name.endswith(ignored)]
+    item, whole = _DTYPE_BYTES[dtype], _whole(plan)
+    found = []
+    for shard, device in zip(plan.ranks, devices, strict=True):
+        dense = 0
+        packed: Counter[tuple[str, int, Form]] = Counter()  # rows that lie together, by module, blocks of a row, form
+        for name in names:
+            layer, _, kind = name.rpartition(".")
+            cut = _CUTS.get(".".join(_EXPERT.sub("experts.", layer).split(".")[-2:]))
+            shape = tensors.shape(name)
+            rows, columns = Range(0, shape[0]), Range(0, shape[-1]) if len(shape) > 1 else Range(0, 1)
+            if cut is not None and cut.by_rows:
+                rows = _scaled(rows, cut.ranges(shard), cut.ranges(whole))
+            elif cut is not None and kind == "weight":
+                columns = _scaled(columns, cut.ranges(shard), cut.ranges(whole))
+            if bits is None or cut is None or kind != "weight":
+                dense += len(rows) * len(columns) * item
+                continue
+            fewest = 8 if layer.endswith(_VOCABULARY) else bits
+            form = tensors.form(name) or Form(fewest, minimums=fewest == 4)
+            module = layer.rpartition(".")[0] if cut.by_rows else layer  # layers of one input are stacked
+            packed[module, -(-columns.stop // UNIT) - columns.start // UNIT, form] += len(rows)
+        lanes = _lanes(device)
+        held = sum(-(-rows // lanes) * lanes * blocks * form.nbytes for (_, blocks, form), rows in packed.items())
+        positions = 2 * len(shard.layers) * len(shard.kv_heads) * context
+        found.append(Holding(dense + held, positions * config.head_dim * item))
+    return found
+
+
+def _whole(plan: ShardPlan) -> RankShard:
+    """The shard of a rank that held everything."""
+    every = {field: max(getattr(shard, field).stop for shard in plan.ranks) for field in RankShard.__struct_fields__}
+    return RankShard(**{field: Range(0, stop) for field, stop in every.items()})
+
+
+def _scaled(size: Range, mine: tuple[Range, ...], whole: tuple[Range, ...]) -> Range:
+    """The part of rows or columns that is `mine`; where several ranges lie behind one another, only its length."""
+    unit = len(size) // sum(map(len, whole))
+    start = mine[0].start
+    return Range(start, start + sum(map(len, mine))) * unit
+
+
+def _lanes(device: str) -> int:
+    """Packed rows come in multiples of it."""
+    if device != "cpu":
+        return 1
+    from ringlm.parallel.kernels.instructions import LANES
+
+    return LANES
