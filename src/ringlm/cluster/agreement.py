@@ -76,7 +76,7 @@ def fast_dtypes(device: str, quant: str = "none") -> list[str]:
 
 
 def decide_together(comm: Communicator, files: ModelFiles, mine: Capabilities) -> Agreement:
-    """Rank 0's decision, the same on every rank. Raises Refused."""
+    """Rank 0's decision, the same on every rank, and a plan in it. Raises Refused."""
     gathered = comm.gather_bytes(msgspec.msgpack.encode(mine))
     decision = b""
     if gathered is not None:

@@ -53,9 +53,9 @@ def load(
     mine = Capabilities(rank, str(device), kinds, spec.settings, device_memory(device), _hardware(device))
     agreement = decide_together(ring or Alone(), files, mine)
     settings, plan = agreement.settings, agreement.plan
+    assert plan is not None
     comm = _communicator(ring, settings.backend, device, spec.ring)
     dtype = getattr(torch, settings.dtype)
-    assert plan is not None
     assert settings.context is not None
     assert settings.max_seqs is not None
     model = load_model(
@@ -128,14 +128,14 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _hardware(device: torch.device) -> str:
-    """What computes, and by how many threads, which sums may be divided among."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    return f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-
-
 def device_memory(device: torch.device) -> Memory:
     """What is free where `device` keeps its tensors; MPS and the CPU share the machine's."""
     if device.type != "cuda":
         return host_memory()
     return Memory(str(torch.cuda.get_device_properties(device).uuid), torch.cuda.mem_get_info(device)[0])
+
+
+def _hardware(device: torch.device) -> str:
+    """What computes, and by how many threads, which sums may be divided among."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -54,15 +54,15 @@ class _Rope(msgspec.Struct):
 
     rope_type: str | None = None
     type: str | None = None  # rope_type, before it was renamed
-    rope_theta: float | None = None
+    rope_theta: float = 10000.0
     factor: float | None = None
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    beta_slow: float | None = None
-    beta_fast: float | None = None
+    beta_slow: float = 1.0  # yarn's low_freq_factor
+    beta_fast: float = 32.0
     truncate: bool = True
     original_max_position_embeddings: Count | None = None
-    partial_rotary_factor: float | None = None
+    partial_rotary_factor: float = 1.0
     attention_factor: float | None = None
     mscale: float | None = None
     mscale_all_dim: float | None = None
@@ -78,7 +78,7 @@ class _Attention(msgspec.Struct):
     rope_local_base_freq: float | None = None  # theta of layers with a window
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None  # of all layers, or by kind of layer
-    partial_rotary_factor: float = 1.0
+    partial_rotary_factor: float | None = None
     original_max_position_embeddings: Count | None = None
     use_sliding_window: bool = False
     sliding_window: Count | None = None
@@ -133,47 +133,52 @@ def _has_window(raw: _Attention, layer: int) -> bool:
     return layer >= raw.max_window_layers
 
 
+def _words(raw: _Attention, layer_type: str) -> dict[str, Any]:
+    """What config.json says of the rope of layers of this type, at whichever place."""
+    local = layer_type == SLIDING and raw.rope_local_base_freq is not None
+    given = raw.rope_parameters or raw.rope_scaling or {}
+    if not {FULL, SLIDING}.isdisjoint(given):
+        given = given.get(layer_type) or {}
+    elif local:
+        given = {}  # such layers are not scaled
+    theta = raw.rope_local_base_freq if local else raw.rope_theta
+    around = {"rope_theta": theta, "partial_rotary_factor": raw.partial_rotary_factor}
+    above = {"original_max_position_embeddings": raw.original_max_position_embeddings}  # this one comes first
+    said = [{name: value for name, value in words.items() if value is not None} for words in (around, given, above)]
+    return said[0] | said[1] | said[2]
+
+
 def _rope(raw: _Attention, layer_type: str, head_dim: int, context: int) -> Rope:
     """The rope of layers of this type."""
-    local = layer_type == SLIDING and raw.rope_local_base_freq is not None
-    given = raw.rope_parameters if raw.rope_parameters is not None else None if local else raw.rope_scaling
-    if given is not None and not {FULL, SLIDING}.isdisjoint(given):
-        given, local = given.get(layer_type), False
-    found = msgspec.convert(given or {}, _Rope)
+    found = msgspec.convert(_words(raw, layer_type), _Rope)
     kind = found.rope_type or found.type or "default"
     if kind == "su" or (kind == "yarn" and found.short_factor):  # Phi-3's older words
         kind = "longrope"
     if kind not in _ROPES:
         raise ModelError(f"config.json: rope type {kind!r} is not supported; {', '.join(_ROPES[:-1])} are.")
-    theta = found.rope_theta or (raw.rope_local_base_freq if local else None) or raw.rope_theta or 10000.0
-    partial = raw.partial_rotary_factor if found.partial_rotary_factor is None else found.partial_rotary_factor
-    original = raw.original_max_position_embeddings or found.original_max_position_embeddings
-    original = context if kind == "dynamic" else original or context
+    original = context if kind == "dynamic" else found.original_max_position_embeddings or context
     factor = context / original if found.factor is None else found.factor
-    size = int(head_dim * partial)
-    if theta <= 1 or factor <= 0:
+    if found.rope_theta <= 1 or factor <= 0:
         raise ModelError("config.json: the rope's theta must be above 1, its factor above 0.")
+    partial, size = found.partial_rotary_factor, int(head_dim * found.partial_rotary_factor)
     if not 0 < partial <= 1 or size % 2 or size < (4 if kind == "dynamic" else 2):
         raise ModelError(
             f"config.json: {partial} of {head_dim} dimensions have to be an even number for a {kind} rope."
         )
     low, high = found.low_freq_factor, found.high_freq_factor
     if kind == "yarn":
-        low, high = found.beta_slow or 1.0, found.beta_fast or 32.0
+        low, high = found.beta_slow, found.beta_fast
     if not 0 < low < high:
-        names = (
-            "beta_slow must be below its beta_fast"
-            if kind == "yarn"
-            else "low_freq_factor must be below its high_freq_factor"
-        )
-        raise ModelError(f"config.json: the rope's {names}.")
-    if kind == "longrope":
-        _check_factors("short_factor", found.short_factor, size)
-        _check_factors("long_factor", found.long_factor, size)
-    if kind == "factors":
-        _check_factors("factors", found.factors, size)
+        raise ModelError("config.json: the rope's low_freq_factor must be below its high_freq_factor (yarn: betas).")
+    needed = {"longrope": ("short_factor", "long_factor"), "factors": ("factors",)}
+    for name in needed.get(kind, ()):
+        factors = getattr(found, name)
+        if len(factors) != size // 2 or min(factors) <= 0:
+            raise ModelError(
+                f"config.json: the rope has {len(factors)} {name} for {size // 2} frequencies; all must be above 0."
+            )
     return Rope(
-        theta=theta,
+        theta=found.rope_theta,
         kind=kind,
         partial=partial,
         factor=factor,
@@ -185,13 +190,6 @@ def _rope(raw: _Attention, layer_type: str, head_dim: int, context: int) -> Rope
         long_factors=found.long_factor,
         magnitude=_magnitude(found, kind, factor, original),
     )
-
-
-def _check_factors(name: str, factors: Sequence[float], size: int) -> None:
-    if len(factors) != size // 2 or min(factors) <= 0:
-        raise ModelError(
-            f"config.json: the rope has {len(factors)} {name} for {size // 2} frequencies; all must be above 0."
-        )
 
 
 def _magnitude(found: _Rope, kind: str, factor: float, original: int) -> float:

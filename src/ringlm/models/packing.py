@@ -121,8 +121,7 @@ class Packer:
 
     def _runs(self, parts: Sequence[Part], bits: int) -> list[slice]:
         """Consecutive parts that are packed alike."""
-        packed_now = Form(bits, minimums=bits == 4)
-        forms = [self._source.form(f"{part.name}.weight") or packed_now for part in parts]
+        forms = [self._source.form(f"{part.name}.weight") or Form(bits, minimums=bits == 4) for part in parts]
         starts = [index for index in range(len(parts)) if not index or forms[index] != forms[index - 1]]
         return [slice(start, stop) for start, stop in itertools.pairwise([*starts, len(parts)])]
 
