@@ -1,5 +1,5 @@
-"""A Llama with random weights in a real model's shape, for benchmarks: it computes what the real one does, and says
-nothing. Written tensor by tensor, in the time that the disk takes.
+"""A Llama or Qwen3-MoE with random weights in a real model's shape, for benchmarks: it computes what the real one does,
+and says nothing. Written tensor by tensor, in the time that the disk takes.
 
     python benchmarks/make_model.py llama-3.2-1b 1b                    # a folder: config.json and safetensors, bfloat16
     python benchmarks/make_model.py llama-3.2-1b 1b.gguf --type Q4_0   # a GGUF file: Q4_0, Q4_1, Q8_0 or F16
@@ -18,7 +18,7 @@ import numpy as np
 
 
 class Shape(NamedTuple):
-    """The sizes of a Llama. All of these tie the output head to the embedding."""
+    """The sizes of a Llama, or with experts of a Qwen3-MoE. All of these tie the output head to the embedding."""
 
     hidden: int
     columns: int
@@ -28,46 +28,72 @@ class Shape(NamedTuple):
     head_dim: int
     vocabulary: int
     theta: float
-    llama3: bool  # whether the rotary frequencies are scaled as Llama 3's are
+    llama3: bool = False  # whether the rotary frequencies are scaled as Llama 3's are
+    experts: int = 0  # in every layer, each of `columns`
+    chosen: int = 0  # of them, for each token
 
 
 SHAPES = {
-    "smollm2-135m": Shape(576, 1536, 30, 9, 3, 64, 49152, 100000.0, False),
+    "smollm2-135m": Shape(576, 1536, 30, 9, 3, 64, 49152, 100000.0),
     "llama-3.2-1b": Shape(2048, 8192, 16, 32, 8, 64, 128256, 500000.0, True),
     "llama-3.2-3b": Shape(3072, 8192, 28, 24, 8, 128, 128256, 500000.0, True),
+    "qwen3-30b-a3b-5": Shape(2048, 768, 5, 32, 4, 128, 32768, 1e6, False, 128, 8),  # 5 of 48 layers, few tokens
 }
 CONTEXT = 8192
 TYPES = {"Q4_0": (32, 2), "Q4_1": (32, 4), "Q8_0": (32, 2), "F16": (1, 0)}  # elements of a block, bytes before codes
 
 
-def matrices(shape: Shape) -> Iterator[tuple[str, str, int, int]]:
-    """Every matrix: its name in safetensors and in GGUF, rows, columns."""
+class Matrix(NamedTuple):
+    """Its name in safetensors, where `*` stands for an expert's number, and in GGUF; its rows, columns and experts."""
+
+    name: str
+    theirs: str
+    rows: int
+    columns: int
+    experts: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """In safetensors, where every expert has its own."""
+        return [f"{self.name.replace('*', str(expert))}.weight" for expert in range(self.experts or 1)]
+
+
+def matrices(shape: Shape) -> Iterator[Matrix]:
+    """Every matrix."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    yield "model.embed_tokens", "token_embd", shape.vocabulary, shape.hidden
+    hidden, columns, experts = shape.hidden, shape.columns, shape.experts
+    inner, many = (".experts.*", "_exps") if experts else ("", "")
+    yield Matrix("model.embed_tokens", "token_embd", shape.vocabulary, hidden)
     for layer in range(shape.layers):
         ours, theirs = f"model.layers.{layer}.", f"blk.{layer}."
-        yield ours + "self_attn.q_proj", theirs + "attn_q", queries, shape.hidden
-        yield ours + "self_attn.k_proj", theirs + "attn_k", keys, shape.hidden
-        yield ours + "self_attn.v_proj", theirs + "attn_v", keys, shape.hidden
-        yield ours + "self_attn.o_proj", theirs + "attn_output", shape.hidden, queries
-        yield ours + "mlp.gate_proj", theirs + "ffn_gate", shape.columns, shape.hidden
-        yield ours + "mlp.up_proj", theirs + "ffn_up", shape.columns, shape.hidden
-        yield ours + "mlp.down_proj", theirs + "ffn_down", shape.hidden, shape.columns
+        yield Matrix(f"{ours}self_attn.q_proj", f"{theirs}attn_q", queries, hidden)
+        yield Matrix(f"{ours}self_attn.k_proj", f"{theirs}attn_k", keys, hidden)
+        yield Matrix(f"{ours}self_attn.v_proj", f"{theirs}attn_v", keys, hidden)
+        yield Matrix(f"{ours}self_attn.o_proj", f"{theirs}attn_output", hidden, queries)
+        if experts:
+            yield Matrix(f"{ours}mlp.gate", f"{theirs}ffn_gate_inp", experts, hidden)
+        yield Matrix(f"{ours}mlp{inner}.gate_proj", f"{theirs}ffn_gate{many}", columns, hidden, experts)
+        yield Matrix(f"{ours}mlp{inner}.up_proj", f"{theirs}ffn_up{many}", columns, hidden, experts)
+        yield Matrix(f"{ours}mlp{inner}.down_proj", f"{theirs}ffn_down{many}", hidden, columns, experts)
 
 
-def norms(shape: Shape) -> Iterator[tuple[str, str]]:
-    """Every norm, all of the hidden size: its name in safetensors and in GGUF."""
+def norms(shape: Shape) -> Iterator[tuple[str, str, int]]:
+    """Every norm: its name in safetensors and in GGUF, and its size."""
     for layer in range(shape.layers):
-        yield f"model.layers.{layer}.input_layernorm", f"blk.{layer}.attn_norm"
-        yield f"model.layers.{layer}.post_attention_layernorm", f"blk.{layer}.ffn_norm"
-    yield "model.norm", "output_norm"
+        ours, theirs = f"model.layers.{layer}.", f"blk.{layer}."
+        yield f"{ours}input_layernorm", f"{theirs}attn_norm", shape.hidden
+        yield f"{ours}post_attention_layernorm", f"{theirs}ffn_norm", shape.hidden
+        if shape.experts:
+            yield f"{ours}self_attn.q_norm", f"{theirs}attn_q_norm", shape.head_dim
+            yield f"{ours}self_attn.k_norm", f"{theirs}attn_k_norm", shape.head_dim
+    yield "model.norm", "output_norm", shape.hidden
 
 
 def config(shape: Shape) -> dict[str, object]:
     """config.json."""
     values: dict[str, object] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["Qwen3MoeForCausalLM" if shape.experts else "LlamaForCausalLM"],
+        "model_type": "qwen3_moe" if shape.experts else "llama",
         "hidden_size": shape.hidden,
         "intermediate_size": shape.columns,
         "num_hidden_layers": shape.layers,
@@ -84,6 +110,13 @@ def config(shape: Shape) -> dict[str, object]:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
+    if shape.experts:
+        values |= {
+            "num_experts": shape.experts,
+            "num_experts_per_tok": shape.chosen,
+            "moe_intermediate_size": shape.columns,
+            "norm_topk_prob": True,
+        }
     if shape.llama3:
         values["rope_scaling"] = {
             "rope_type": "llama3",
@@ -99,8 +132,8 @@ def write_folder(shape: Shape, folder: Path) -> None:
     """config.json and model.safetensors in bfloat16, a matrix in memory at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config(shape), indent=1))
-    sizes = {f"{name}.weight": [rows, columns] for name, _, rows, columns in matrices(shape)}
-    sizes |= {f"{name}.weight": [shape.hidden] for name, _ in norms(shape)}
+    sizes = {name: [matrix.rows, matrix.columns] for matrix in matrices(shape) for name in matrix.names}
+    sizes |= {f"{name}.weight": [size] for name, _, size in norms(shape)}
     header, end = {}, 0
     for name, size in sizes.items():
         nbytes = int(np.prod(size)) * 2
@@ -139,7 +172,7 @@ def write_gguf(shape: Shape, path: Path, kind: str, name: str) -> None:
     """A GGUF file without a vocabulary, which llama.cpp reads as well."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
-    writer = GGUFWriter(path, "llama", use_temp_file=True)
+    writer = GGUFWriter(path, "qwen3moe" if shape.experts else "llama", use_temp_file=True)
     writer.add_name(name)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(shape.hidden)
@@ -154,19 +187,25 @@ def write_gguf(shape: Shape, path: Path, kind: str, name: str) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape.vocabulary)
     writer.add_tokenizer_model("no_vocab")
+    if shape.experts:
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(shape.chosen)
+        writer.add_expert_feed_forward_length(shape.columns)
     random = np.random.default_rng(0)
     if shape.llama3:
-        from ringlm.models.config import Rope
+        from ringlm.models.kinds import Rope
         from ringlm.models.rope import frequencies
 
         plain, scaled = Rope(shape.theta), Rope(shape.theta, "llama3", 32.0)
-        factors = frequencies(plain, shape.head_dim) / frequencies(scaled, shape.head_dim)
+        factors = frequencies(plain, shape.head_dim, CONTEXT) / frequencies(scaled, shape.head_dim, CONTEXT)
         writer.add_tensor("rope_freqs.weight", factors.numpy())
-    for _, theirs, rows, columns in matrices(shape):
-        data = blocks(random, kind, rows, columns)
-        writer.add_tensor(f"{theirs}.weight", data, raw_dtype=getattr(GGMLQuantizationType, kind))
-    for _, theirs in norms(shape):
-        writer.add_tensor(f"{theirs}.weight", np.ones(shape.hidden, np.float32))
+    for matrix in matrices(shape):
+        own = "F16" if matrix.theirs.endswith("ffn_gate_inp") else kind  # a router is never packed
+        data = blocks(random, own, matrix.rows * (matrix.experts or 1), matrix.columns)
+        data = data.reshape(matrix.experts, matrix.rows, -1) if matrix.experts else data
+        writer.add_tensor(f"{matrix.theirs}.weight", data, raw_dtype=getattr(GGMLQuantizationType, own))
+    for _, theirs, size in norms(shape):
+        writer.add_tensor(f"{theirs}.weight", np.ones(size, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -183,7 +222,7 @@ def write_dllama(shape: Shape, path: Path) -> None:
         header |= {14: 32, 15: 1, 16: 4, 17: CONTEXT, 18: 2}
     words = np.array([word for pair in header.items() for word in pair], np.int32)
     random = np.random.default_rng(0)
-    of = {name.rpartition(".")[2]: (rows, columns) for name, _, rows, columns in matrices(shape)}
+    of = {matrix.name.rpartition(".")[2]: (matrix.rows, matrix.columns) for matrix in matrices(shape)}
     norm = np.ones(shape.hidden, np.float32)
     with path.open("wb") as file:
         file.write(np.array([0xA00ABCD, 8 + words.nbytes], np.int32).tobytes() + words.tobytes())

@@ -25,7 +25,7 @@ from ringlm.frontend.model import resolve
 from ringlm.models.attention import AttentionStep
 from ringlm.models.batch import Batch
 from ringlm.models.config import dimensions
-from ringlm.models.llama import LlamaBlock
+from ringlm.models.layers import Attention, Block
 from ringlm.models.loader import load_model
 from ringlm.parallel.communicator import Alone
 from ringlm.parallel.shard import plan_shards
@@ -78,30 +78,32 @@ def measure(options: argparse.Namespace) -> tuple[list[Part], float]:
     piece = ([5], options.position, [0])
     batch = Batch.of([piece], [0])
     heads = len(model.shard.query_heads), len(model.shard.kv_heads)
-    blocks: list[LlamaBlock] = model._blocks
+    blocks: list[Block] = model._blocks
+    attends: list[Attention] = [block.attention for block in blocks]
+    mlps: list[Any] = [block.mlp for block in blocks]
     hidden = model._embedding(batch.tokens)
-    attention = AttentionStep(batch, cache, model._rope, *heads)
-    qkv = blocks[0].qkv(hidden).clone().view(1, -1, model.config.head_dim)
-    mixed, gates = attention(0, qkv).clone(), blocks[0].gate_up(hidden).clone()
+    step = AttentionStep(batch, cache, model._attention, *heads)
+    qkv = attends[0].qkv(hidden).clone().view(1, -1, model.config.head_dim)
+    mixed, gates = step(0, attends[0].kind, qkv).clone(), mlps[0].gate_up(hidden).clone()
     logits = model._head(hidden).float()
 
-    def product(name: str, layer: str, work: Callable[[Any], object]) -> Part:
-        return timed(name, [lambda b=b: work(b) for b in blocks], getattr(blocks[0], layer).matrix.nbytes)
+    def product(name: str, parts: list[Any], layer: str, work: Callable[[Any], object]) -> Part:
+        return timed(name, [lambda p=p: work(p) for p in parts], getattr(parts[0], layer).matrix.nbytes)
 
     parts = [
         timed("batch", [lambda: Batch.of([piece], [0])]),
         timed("embedding", [lambda: model._embedding(batch.tokens)]),
-        timed("attention's set-up", [lambda: AttentionStep(batch, cache, model._rope, *heads)]),
-        product("norm, qkv", "qkv", lambda b: b.qkv(hidden)),
-        timed("rotary, cache, attention", [lambda b=b: attention(b.cache_layer, qkv) for b in blocks]),
-        product("output, residual", "output", lambda b: b.output.add_to(hidden, mixed)),
-        product("norm, gate and up", "gate_up", lambda b: b.gate_up(hidden)),
-        product("silu, down, residual", "down", lambda b: b.down.add_to(hidden, gates)),
+        timed("attention's set-up", [lambda: AttentionStep(batch, cache, model._attention, *heads)]),
+        product("norm, qkv", attends, "qkv", lambda a: a.qkv(hidden)),
+        timed("rotary, cache, attention", [lambda a=a: step(a.layer, a.kind, qkv) for a in attends]),
+        product("output, residual", attends, "output", lambda a: a.output.add_to(hidden, mixed)),
+        product("norm, gate and up", mlps, "gate_up", lambda m: m.gate_up(hidden)),
+        product("gate, down, residual", mlps, "down", lambda m: m.down.add_to(hidden, gates)),
         timed("norm, head", [lambda: model._head(hidden)], model._head.matrix.nbytes),
         timed("best logit", [lambda: pick(logits, 1, 0)]),
     ]
-    step = timed("step", [lambda: model.forward(batch, cache)])
-    return parts, step.us
+    whole = timed("step", [lambda: model.forward(batch, cache)])
+    return parts, whole.us
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ BASE: dict[str, Any] = {
 def test_defaults() -> None:
     config = read_config(BASE)
     assert (config.kv_heads, config.head_dim, config.context) == (4, 16, 2048)
-    assert (config.rope.theta, config.rope.kind) == (10000.0, "default")
+    assert (config.attention[0].rope.theta, config.attention[0].rope.kind) == (10000.0, "default")
     assert (config.tied, config.qkv_bias, config.output_bias, config.eos_token_ids) == (False, False, False, ())
 
 
@@ -31,7 +31,7 @@ def test_old_and_new_words_for_the_rope() -> None:
     old = read_config(BASE | {"rope_theta": 5e5, "rope_scaling": scaling | {"type": "llama3"}})
     new = read_config(BASE | {"rope_parameters": scaling | {"rope_type": "llama3", "rope_theta": 5e5}})
     assert old == new
-    assert old.rope.original_context == 64
+    assert old.attention[0].rope.original_context == 64
 
 
 def test_end_of_text_tokens() -> None:
@@ -58,10 +58,10 @@ def test_dimensions() -> None:
         ({"num_key_value_heads": 3}, "4 num_attention_heads cannot share 3 num_key_value_heads"),
         ({"head_dim": 15}, "head_dim 15 has to be even"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn' is not supported"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}, "must be above 0"),
-        ({"rope_theta": -1.0}, "must be above 0"),
-        ({"rope_scaling": {"rope_type": "factors", "factors": [1.0]}}, "1 rope factors for 8 frequencies"),
+        ({"rope_scaling": {"rope_type": "axial"}}, "rope type 'axial' is not supported; default, linear"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}, "its factor above 0"),
+        ({"rope_theta": 1.0}, "theta must be above 1"),
+        ({"rope_scaling": {"rope_type": "factors", "factors": [1.0]}}, "1 factors for 8 frequencies"),
         ({"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4.0}}, "low_freq_factor must be below"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized by 'gptq' are not supported"),
     ],

@@ -23,16 +23,21 @@ from ringlm.weights.packed import quantize, unpack
 from tests.models.reference import load, logits_of, prompt, save
 from tests.parallel.local import run_ranks
 from tests.ring.helpers import each, thread_ring
-from tests.weights.write_gguf import write_llama
+from tests.weights.write_gguf import write_model
 
 TOKENS = prompt(40, seed=3)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+SIZES: dict[str, Any] = {"hidden_size": 72, "head_dim": 20, "num_attention_heads": 6}
+EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 51, "mlp_only_layers": [0]}
+
+
+@pytest.fixture(scope="module", params=["Llama", "Qwen3Moe"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Heads and columns that blocks of 32 never fit, and layers enough to matter."""
     folder = tmp_path_factory.mktemp("packed") / "odd"
-    return save(folder, hidden_size=72, head_dim=20, intermediate_size=150, num_attention_heads=6, attention_bias=True)
+    changes = SIZES | {"intermediate_size": 150, "attention_bias": True}
+    return save(folder, family=request.param, **changes, **(EXPERTS if request.param == "Qwen3Moe" else {}))
 
 
 class Quantized:
@@ -45,7 +50,7 @@ class Quantized:
         return getattr(self._source, name)
 
     def read(self, name: str, rows: Any = None, columns: Any = None, dtype: Any = None) -> Tensor:
-        if columns is None:
+        if columns is None or name.endswith(".mlp.gate.weight"):  # a router stays in floats
             return self._source.read(name, rows, columns, dtype)
         height, width = self._source.shape(name)
         whole = self._source.read(name, slice(0, height), slice(0, width), torch.float32)
@@ -118,7 +123,7 @@ def test_on_an_accelerator_the_codes_of_a_gguf_file_are_taken_as_they_are(
     kind: str, tmp_path: Path, accelerator: torch.device
 ) -> None:
     folder = save(tmp_path / "model", hidden_size=96, head_dim=16, intermediate_size=160, num_attention_heads=6)
-    files = open_model(write_llama(folder, tmp_path / "model.gguf", default=kind))
+    files = open_model(write_model(folder, tmp_path / "model.gguf", default=kind))
     exact = logits(files, 1, [40])
     for world_size in (1, 3):
         found = logits(files, world_size, [38, 1, 1], bits=8 if kind == "Q8_0" else 4, device=accelerator)

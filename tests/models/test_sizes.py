@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,8 +13,9 @@ from ringlm.parallel.communicator import Communicator
 from ringlm.parallel.shard import plan_shards
 from ringlm.weights import ModelFiles, open_model
 from tests.models.reference import save
+from tests.models.test_families import MODELS
 from tests.parallel.local import run_ranks
-from tests.weights.write_gguf import write_llama
+from tests.weights.write_gguf import write_model
 
 SPLITS = [(1, None), (2, None), (3, (2.0, 1.0, 0.0)), (5, None), (5, (5.0, 1.0, 1.0, 2.0, 1.0))]
 FORMS = [("float32", None), ("bfloat16", None), ("float32", 8), ("float32", 4)]
@@ -32,7 +35,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFiles]:
         tie_word_embeddings=True,
     )
     kinds = {"v_proj": "Q8_0", "down_proj": "Q5_1", "embed_tokens": "Q5_0", "up_proj": "Q4_1", "gate_proj": "F16"}
-    mixed = write_llama(even, folder / "mixed.gguf", types=kinds, default="Q4_0")
+    mixed = write_model(even, folder / "mixed.gguf", types=kinds, default="Q4_0")
     return {path.name: open_model(path) for path in (odd, even, mixed)}
 
 
@@ -65,6 +68,16 @@ def test_it_is_what_is_loaded(
     plan = plan_shards(dimensions(files.config), world_size, split)
     planned = holdings(files, plan, ["cpu"] * world_size, dtype=dtype, context=70, bits=bits)
     assert planned == loaded(files, world_size, split, dtype, bits)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_family(name: str, tmp_path: Path) -> None:
+    family, changes = MODELS[name]
+    files = open_model(save(tmp_path / "model", family=family, **changes))
+    plan = plan_shards(dimensions(files.config), 3)
+    for dtype, bits in FORMS:
+        planned = holdings(files, plan, ["cpu"] * 3, dtype=dtype, context=70, bits=bits)
+        assert planned == loaded(files, 3, None, dtype, bits), (dtype, bits)
 
 
 def test_rows_on_an_accelerator_are_not_padded(models: dict[str, ModelFiles], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ringlm.parallel.kernels.choice import NEVER
 from ringlm.parallel.kernels.products import FORMS
 from ringlm.parallel.packed import PackedMatrix, Segment, Workspace
-from ringlm.parallel.prologue import Prologue, RmsNorm, SiluGate
+from ringlm.parallel.prologue import Gate, Prologue, RmsNorm
 
 CPU = torch.device("cpu")
 
@@ -164,7 +164,9 @@ def test_unpacking_rounds_as_torch_does(form: tuple[int, bool]) -> None:
         assert torch.equal(tile, segment.unpack(torch.arange(16, 40)).bfloat16())
 
 
-@pytest.mark.parametrize("prologue", [RmsNorm(torch.rand(64) + 0.5, 1e-5), SiluGate()], ids=["norm", "gate"])
+@pytest.mark.parametrize(
+    "prologue", [RmsNorm(torch.rand(64) + 0.5, 1e-5), Gate(), Gate(gelu=True)], ids=["norm", "silu", "gelu"]
+)
 def test_both_products_do_what_comes_before_them(prologue: Prologue) -> None:
     sample = Sample.random((8, False), 24, 2)
     x = torch.randn(5, 200)[:, : 64 if isinstance(prologue, RmsNorm) else 128]  # rows that are not side by side

@@ -12,7 +12,7 @@ from ringlm.parallel import packed_device
 from ringlm.parallel.kernels.products import FORMS
 from ringlm.parallel.linear import ColumnParallel
 from ringlm.parallel.packed_device import FEW, DevicePacked, DeviceSegment
-from ringlm.parallel.prologue import RmsNorm, SiluGate
+from ringlm.parallel.prologue import Gate, RmsNorm
 from tests.parallel.test_packed import Sample
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def test_prologues_come_before_the_product_in_the_dtype_of_the_activations(dtype
     samples, weights = random_matrix([(4, True), (8, False)], 40, 50, 7)
     packed, exact = matrix(samples, 50, 7, dtype), weights.to(dtype)
     norm = RmsNorm(torch.randn(50).to(dtype), 1e-5)
-    for prologue, width in ((norm, 50), (SiluGate(), 100)):
+    for prologue, width in ((norm, 50), (Gate(), 100), (Gate(gelu=True), 100)):
         x = torch.randn(3, width).to(dtype)
         found = ColumnParallel(packed, None, prologue)(x)
         assert found.dtype is dtype

@@ -11,7 +11,9 @@ from ringlm.errors import ConfigError
 from ringlm.parallel.shard import Dimensions, Range, ShardPlan, largest_remainder, plan_shards
 
 
-def sizes(query_heads: int = 9, kv_heads: int = 3, columns: int = 1536, vocabulary: int = 49152) -> Dimensions:
+def sizes(
+    query_heads: int = 9, kv_heads: int = 3, columns: int = 1536, vocabulary: int = 49152, expert_columns: int = 0
+) -> Dimensions:
     return Dimensions(
         hidden_size=576,
         layers=30,
@@ -22,13 +24,15 @@ def sizes(query_heads: int = 9, kv_heads: int = 3, columns: int = 1536, vocabula
         vocabulary=vocabulary,
         context=8192,
         name="tiny",
+        expert_columns=expert_columns,
     )
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Dimensions, int, list[float] | None]:
     kv_heads, group = draw(st.integers(1, 12)), draw(st.integers(1, 8))
-    dimensions = sizes(kv_heads * group, kv_heads, draw(st.integers(1, 5000)), draw(st.integers(1, 5000)))
+    totals = (draw(st.integers(least, 5000)) for least in (1, 1, 0))
+    dimensions = sizes(kv_heads * group, kv_heads, *totals)
     world_size = draw(st.integers(1, min(16, dimensions.query_heads)))
     share = st.one_of(st.just(0.0), st.floats(0.01, 100), st.integers(1, 8).map(float))
     weights = draw(st.none() | st.lists(share, min_size=world_size, max_size=world_size).filter(any))
@@ -46,6 +50,7 @@ def test_every_part_is_held_once(case: tuple[Dimensions, int, list[float] | None
     assert plan.world_size == world_size
     assert covered([rank.query_heads for rank in plan.ranks]) == list(range(dimensions.query_heads))
     assert covered([rank.columns for rank in plan.ranks]) == list(range(dimensions.columns))
+    assert covered([rank.expert_columns for rank in plan.ranks]) == list(range(dimensions.expert_columns))
     assert covered([rank.vocabulary for rank in plan.ranks]) == list(range(dimensions.vocabulary))
     assert {rank.layers for rank in plan.ranks} == {Range(0, dimensions.layers)}
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 
@@ -90,14 +89,11 @@ def each(rings: list[Ring], work: Callable[[Ring], Any]) -> list[Any]:
 
 
 @contextlib.contextmanager
-def thread_ring(
-    world_size: int, *, cores: int = 64, options: dict[str, Any] | None = None, **changes: Any
-) -> Iterator[list[Ring]]:
-    """A ring of threads on a machine that claims to have `cores` cores; `options` go to connect."""
-    with mock.patch("ringlm.ring.forming.core_count", return_value=cores):
-        rings = together(
-            *(lambda config=config: connect(config, **(options or {})) for config in configs(world_size, **changes))
-        )
+def thread_ring(world_size: int, *, options: dict[str, Any] | None = None, **changes: Any) -> Iterator[list[Ring]]:
+    """A ring of threads; `options` go to connect."""
+    rings = together(
+        *(lambda config=config: connect(config, **(options or {})) for config in configs(world_size, **changes))
+    )
     try:
         yield rings
     finally:

@@ -17,13 +17,9 @@ DIRECT_BYTES = 32
 WORLD_SIZES = range(1, 9)
 
 
-@pytest.fixture(scope="module", params=[(n, c) for n in WORLD_SIZES for c in ((64,) if n < 3 else (64, 1))], ids=str)
+@pytest.fixture(scope="module", params=WORLD_SIZES)
 def rings(request: pytest.FixtureRequest) -> Iterator[list[Ring]]:
-    """(world size, cores): with one core, small sums go through rank 0."""
-    world_size, cores = request.param
-    with thread_ring(
-        world_size, cores=cores, options={"segment_bytes": SEGMENT_BYTES, "direct_bytes": DIRECT_BYTES}
-    ) as rings:
+    with thread_ring(request.param, options={"segment_bytes": SEGMENT_BYTES, "direct_bytes": DIRECT_BYTES}) as rings:
         yield rings
 
 
@@ -115,11 +111,10 @@ def test_a_dtype_that_is_not_carried_changes_nothing(rings: list[Ring]) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-@pytest.mark.parametrize("cores", [1, 64])
-def test_with_the_usual_segments(world_size: int, cores: int) -> None:
+def test_with_the_usual_segments(world_size: int) -> None:
     """Megabytes: socket buffers fill, and both directions have to move at once."""
     lengths = [1536, 8192, 8193, 131_072, 131_073, 2_500_000 if world_size == 2 else 700_001]
-    with thread_ring(world_size, cores=cores) as rings:
+    with thread_ring(world_size) as rings:
 
         def work(ring: Ring) -> list[torch.Tensor]:
             return [ring.all_reduce(contribution(n, ring.rank, n, torch.float32)) for n in lengths]

@@ -142,13 +142,13 @@ def test_another_protocol_number_is_named_on_both_sides(monkeypatch: pytest.Monk
             sock, _ = listening.accept()
             with sock:
                 heard = sock.recv(8)
-                sock.sendall(b"ringlm\x03\x00")
+                sock.sendall(b"ringlm\x04\x00")
                 return heard
 
     outcomes = attempt(joins(config), future)
-    assert outcomes[1] == handshake.MAGIC + b"\x02\x00"
+    assert outcomes[1] == handshake.MAGIC + b"\x03\x00"
     assert isinstance(outcomes[0], RefusedError)
-    assert "speaks protocol 3 and this rank protocol 2; install the same ringlm on both." in str(outcomes[0])
+    assert "speaks protocol 4 and this rank protocol 3; install the same ringlm on both." in str(outcomes[0])
 
 
 def test_another_program_at_the_neighbours_port() -> None:
@@ -284,7 +284,7 @@ def test_a_host_name_that_is_none() -> None:
 
 
 def card(rank: int, network: str, hosts: list[str], right: str) -> Card:
-    return Card(rank, hosts, 7600 + rank, (right, 7600 + (rank + 1) % 4), network, network, 4)
+    return Card(rank, hosts, 7600 + rank, (right, 7600 + (rank + 1) % 4), network, network)
 
 
 def test_reaching_a_rank_whose_neighbours_are_on_its_own_machine() -> None:

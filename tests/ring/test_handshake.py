@@ -82,7 +82,7 @@ def test_both_agree_on_the_hello(secret: bytes | None) -> None:
     dialler, listener = pair(secret, secret)
     passed = converse(dialler, listener)
     assert dialler.outcome == listener.outcome == HELLO
-    assert passed[0] == b"ringlm\x02" + bytes([secret is not None])
+    assert passed[0] == b"ringlm\x03" + bytes([secret is not None])
     assert passed[1] == passed[0]
     assert (b"tiny:0123" in passed[2]) == (secret is None)
     if secret is None:
@@ -135,11 +135,11 @@ def test_another_protocol_number(monkeypatch: pytest.MonkeyPatch) -> None:
     first = dialler.run()
     listener.inbox += first
     second = listener.run()
-    assert str(listener.outcome).startswith("b:2 speaks protocol 2 and this rank protocol 7; install the same ringlm")
-    monkeypatch.setattr(handshake, "PROTOCOL", 2)
+    assert str(listener.outcome).startswith("b:2 speaks protocol 3 and this rank protocol 7; install the same ringlm")
+    monkeypatch.setattr(handshake, "PROTOCOL", 3)
     dialler.inbox += second
     dialler.run()
-    assert str(dialler.outcome).startswith("rank 0 (a:1) speaks protocol 7 and this rank protocol 2;")
+    assert str(dialler.outcome).startswith("rank 0 (a:1) speaks protocol 7 and this rank protocol 3;")
 
 
 def test_a_replay_yields_no_link() -> None:
@@ -175,7 +175,7 @@ def test_its_own_words_thrown_back_yield_no_link() -> None:
 @given(data=st.binary(max_size=300), secret=SECRETS, preamble=st.booleans(), dials=st.booleans())
 def test_garbage_meets_nothing_but_ring_errors(data: bytes, secret: bytes | None, preamble: bool, dials: bool) -> None:
     side = Side(initiate(HELLO, secret, "a") if dials else respond(0, secret, "b", accept))
-    side.inbox = (b"ringlm\x02" + bytes([secret is not None]) if preamble else b"") + data
+    side.inbox = (b"ringlm\x03" + bytes([secret is not None]) if preamble else b"") + data
     side.run()
     assert side.outcome is None or isinstance(side.outcome, ConnectError | AuthenticationError)
 
@@ -185,7 +185,7 @@ def test_garbage_meets_nothing_but_ring_errors(data: bytes, secret: bytes | None
 def test_well_framed_garbage_too(frames: list[bytes], secret: bytes | None, dials: bool) -> None:
     side = Side(initiate(HELLO, secret, "a") if dials else respond(0, secret, "b", accept))
     framed = b"".join(len(frame).to_bytes(2, "little") + frame for frame in frames)
-    side.inbox = b"ringlm\x02" + bytes([secret is not None]) + framed
+    side.inbox = b"ringlm\x03" + bytes([secret is not None]) + framed
     side.run()
     assert side.outcome is None or isinstance(side.outcome, ConnectError | AuthenticationError)
 
@@ -193,7 +193,7 @@ def test_well_framed_garbage_too(frames: list[bytes], secret: bytes | None, dial
 @pytest.mark.parametrize("key", [bytes(32), b"\x01" + bytes(31), b"\xff" * 32])
 def test_public_keys_of_low_order(key: bytes) -> None:
     for side in pair(b"secret", b"secret"):
-        side.inbox = b"ringlm\x02\x01" + (64).to_bytes(2, "little") + key + bytes(32)
+        side.inbox = b"ringlm\x03\x01" + (64).to_bytes(2, "little") + key + bytes(32)
         side.run()
         assert isinstance(side.outcome, AuthenticationError)
 
@@ -208,7 +208,7 @@ _NEARLY = st.tuples(*(_SCALARS for _ in range(6))).map(list)
 def test_any_value_for_a_hello_or_a_welcome(value: object, dials: bool) -> None:
     payload = msgspec.msgpack.encode(value)[:MAX_MESSAGE]
     side = Side(initiate(HELLO, None, "a") if dials else respond(0, None, "b", accept))
-    side.inbox = b"ringlm\x02\x00" + len(payload).to_bytes(2, "little") + payload + b"\x05\x00ready"
+    side.inbox = b"ringlm\x03\x00" + len(payload).to_bytes(2, "little") + payload + b"\x05\x00ready"
     side.run()
     assert isinstance(side.outcome, ConnectError | Hello) or payload == b""
 
@@ -236,7 +236,7 @@ def test_a_flipped_bit_is_noticed_by_those_who_share_a_secret(turn: int, positio
 @pytest.mark.parametrize("dials", [False, True])
 def test_a_long_message_is_refused_by_its_announcement(dials: bool) -> None:
     side = Side(initiate(HELLO, None, "a") if dials else respond(0, None, "b", accept))
-    side.inbox = b"ringlm\x02\x00" + (MAX_MESSAGE + 1).to_bytes(2, "little")
+    side.inbox = b"ringlm\x03\x00" + (MAX_MESSAGE + 1).to_bytes(2, "little")
     side.run()
     assert "announced a handshake message of 2049 bytes; 2048 are allowed" in str(side.outcome)
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from ringlm.errors import ModelError
 from ringlm.weights import GGUFHeader, open_model
 from tests.models.reference import assert_same, expected, prompt, ring_greedy, save
-from tests.weights.write_gguf import TYPES, header, tensor, write_llama, write_tensors
+from tests.models.test_packing import apart, logits
+from tests.weights.write_gguf import TYPES, header, tensor, write_model, write_tensors
 
 
 @pytest.fixture(scope="module", params=TYPES)
@@ -92,7 +93,7 @@ def test_slices_outside_are_refused(example: tuple[Any, dict[str, Any]]) -> None
 )
 def test_a_converted_model_answers_as_its_original(tmp_path: Path, changes: dict[str, Any]) -> None:
     folder = save(tmp_path / "original", **changes)
-    path = write_llama(folder, tmp_path / "converted.gguf")
+    path = write_model(folder, tmp_path / "converted.gguf")
     prompts = [prompt(50), prompt(3, seed=1)]
     theirs = expected(folder, prompts, 16)
     for world_size in (1, 2, 4):
@@ -103,7 +104,7 @@ def test_block_straddling_cuts_answer_as_one_rank(tmp_path: Path) -> None:
     changes = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6, "head_dim": 16}
     folder = save(tmp_path / "original", **changes)
     kinds = {"down_proj": "Q4_0", "o_proj": "Q8_0", "embed_tokens": "BF16", "up_proj": "F16"}
-    path = write_llama(folder, tmp_path / "mixed.gguf", kinds, default="Q4_1")
+    path = write_model(folder, tmp_path / "mixed.gguf", kinds, default="Q4_1")
     prompts = [prompt(20), prompt(5, seed=1)]
     alone = ring_greedy(path, 1, prompts, 12)
     for world_size in (2, 3, 5):
@@ -134,3 +135,67 @@ def test_an_unsupported_type_is_named(tmp_path: Path) -> None:
         ModelError, match=r"k\.gguf: tensor 'blk\.0\.ffn_up\.weight' is of type Q2_K; supported are F32"
     ):
         GGUFHeader(path)
+
+
+GEMMA = {"num_hidden_layers": 7, "sliding_window": 7, "pad_token_id": None, "query_pre_attn_scalar": 4}
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.5],
+    "long_factor": [1.5, 3.0, 9.0],
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2 with yarn": ("Qwen2", {"head_dim": 16, "rope_parameters": YARN}),
+    "qwen3": ("Qwen3", {}),
+    "gemma2": ("Gemma2", GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 9.0}),
+    "gemma3": ("Gemma3", GEMMA),
+    "phi3": ("Phi3", {"sliding_window": 9, "pad_token_id": None}),
+    "phi4": (
+        "Phi3",
+        {
+            "hidden_size": 72,
+            "head_dim": 8,
+            "pad_token_id": None,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": LONG,
+        },
+    ),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 5, "pad_token_id": None}),
+    "olmo2": ("Olmo2", {"seed": 1}),
+    "mixtral": ("Mixtral", {"num_local_experts": 7}),
+    "qwen3 moe": ("Qwen3Moe", {"num_experts": 9, "norm_topk_prob": True, "moe_intermediate_size": 19}),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_answers_as_its_original(tmp_path: Path, name: str) -> None:
+    family, changes = FAMILIES[name]
+    folder = save(tmp_path / "original", family=family, **changes)
+    path = write_model(folder, tmp_path / "converted.gguf")
+    prompts = [prompt(50), prompt(40, seed=1)]
+    theirs = expected(folder, prompts, 12)
+    for world_size in (1, 3):
+        assert_same(ring_greedy(path, world_size, prompts, 12), theirs)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_packed_experts_are_near_the_original(tmp_path: Path, kind: str) -> None:
+    changes = {"hidden_size": 96, "head_dim": 16, "num_attention_heads": 6, "moe_intermediate_size": 64}
+    folder = save(tmp_path / "original", family="Qwen3Moe", **changes, num_experts=7, num_experts_per_tok=3)
+    files = open_model(write_model(folder, tmp_path / "model.gguf", default=kind))
+    exact = logits(files, 1, [40])
+    for world_size in (1, 3):
+        assert apart(logits(files, world_size, [38, 1, 1], bits=4), exact) < 0.1
+
+
+def test_packed_codes_of_fused_tensors_are_near_the_original(tmp_path: Path) -> None:
+    changes = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6, "pad_token_id": None}
+    folder = save(tmp_path / "original", family="Phi3", head_dim=16, **changes)
+    path = write_model(folder, tmp_path / "phi3.gguf", default="Q4_1")
+    alone = ring_greedy(path, 1, [prompt(20)], 12)
+    for world_size in (2, 3):
+        assert_same(ring_greedy(path, world_size, [prompt(20)], 12), alone)

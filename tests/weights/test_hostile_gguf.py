@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ringlm.errors import ModelError
 from ringlm.weights import GGUFHeader, open_model
 from tests.models.reference import save
-from tests.weights.write_gguf import field, header, string, tensor, write_llama
+from tests.weights.write_gguf import field, header, string, tensor, write_model
 
 HUGE = (1 << 64) - 1
 U32, F32, STRING, ARRAY = 4, 6, 8, 9
@@ -94,7 +94,7 @@ def test_each_is_refused_by_name(tmp_path: Path, name: str) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("hostile")
-    return write_llama(save(folder / "m", num_hidden_layers=1), folder / "m.gguf").read_bytes()
+    return write_model(save(folder / "m", num_hidden_layers=1), folder / "m.gguf").read_bytes()
 
 
 @pytest.mark.parametrize("kept", [0.01, 0.2, 0.5, 0.9, 0.999])

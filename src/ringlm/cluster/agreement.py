@@ -39,6 +39,7 @@ class Capabilities(msgspec.Struct, frozen=True, array_like=True):
     dtypes: list[str]
     settings: Settings
     memory: Memory
+    hardware: str = ""  # on equal ones the same computation gives the same bits
 
 
 class Agreement(msgspec.Struct, frozen=True, array_like=True):
@@ -47,6 +48,7 @@ class Agreement(msgspec.Struct, frozen=True, array_like=True):
     settings: Settings
     plan: ShardPlan | None
     refused: str | None = None
+    led: bool = False  # the ranks' hardware differs: rank 0 chooses the experts for all
 
 
 class Proposal(NamedTuple):
@@ -73,8 +75,8 @@ def fast_dtypes(device: str, quant: str = "none") -> list[str]:
     )
 
 
-def decide_together(comm: Communicator, files: ModelFiles, mine: Capabilities) -> tuple[Settings, ShardPlan]:
-    """Settings and plan: rank 0's decision, the same on every rank. Raises Refused."""
+def decide_together(comm: Communicator, files: ModelFiles, mine: Capabilities) -> Agreement:
+    """Rank 0's decision, the same on every rank, and a plan in it. Raises Refused."""
     gathered = comm.gather_bytes(msgspec.msgpack.encode(mine))
     decision = b""
     if gathered is not None:
@@ -84,8 +86,7 @@ def decide_together(comm: Communicator, files: ModelFiles, mine: Capabilities) -
     if decided.refused is not None:
         comm.gather_bytes(b"")  # every rank has heard it, and none needs to be told by an abort
         raise Refused(decided.refused)
-    assert decided.plan is not None
-    return decided.settings, decided.plan
+    return decided
 
 
 def _decide(ranks: Sequence[Capabilities], files: ModelFiles) -> Agreement:
@@ -94,7 +95,7 @@ def _decide(ranks: Sequence[Capabilities], files: ModelFiles) -> Agreement:
         check_memory(proposal, ranks)
     except RingLMError as error:
         return Agreement(Settings(), None, str(error))
-    return Agreement(proposal.settings, proposal.plan)
+    return Agreement(proposal.settings, proposal.plan, led=len({rank.hardware for rank in ranks}) > 1)
 
 
 def propose(ranks: Sequence[Capabilities], files: ModelFiles) -> Proposal:

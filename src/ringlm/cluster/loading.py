@@ -20,6 +20,7 @@ from ringlm.engine.runner import Runner
 from ringlm.errors import ConfigError
 from ringlm.models.loader import load_model
 from ringlm.parallel.communicator import Alone, Communicator
+from ringlm.parallel.kernels.choice import processor
 from ringlm.ring import Ring, RingConfig
 from ringlm.weights.files import open_model
 
@@ -45,12 +46,17 @@ def load(
     files = open_model(spec.model, spec.settings.format)
     device = pick_device(spec.device)
     ring = join(files.fingerprint) if spec.world_size > 1 else None
-    threads = spec.threads or threads_for(1 if ring is None else ring.machine_ranks)
+    here = (0,) if ring is None else ring.here
+    if device.type == "cuda":
+        device = own_gpu(device, here.index(0 if ring is None else ring.rank))
+    threads = spec.threads or threads_for(len(here))
     torch.set_num_threads(threads)
     rank = 0 if ring is None else ring.rank
     kinds = fast_dtypes(str(device), spec.settings.quant)
-    mine = Capabilities(rank, str(device), kinds, spec.settings, device_memory(device))
-    settings, plan = decide_together(ring or Alone(), files, mine)
+    mine = Capabilities(rank, str(device), kinds, spec.settings, device_memory(device), _hardware(device))
+    agreement = decide_together(ring or Alone(), files, mine)
+    settings, plan = agreement.settings, agreement.plan
+    assert plan is not None
     comm = _communicator(ring, settings.backend, device, spec.ring)
     dtype = getattr(torch, settings.dtype)
     assert settings.context is not None
@@ -64,6 +70,7 @@ def load(
         dtype=dtype,
         context=settings.context,
         bits=BITS[settings.quant],
+        led=agreement.led,
         progress=on_progress,
     )
     report = RankReport(str(device), threads, model.nbytes, peak_memory())
@@ -113,15 +120,25 @@ def peak_memory() -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that 'auto', 'cpu', 'cuda' or 'mps' means here. Raises ConfigError when there is none."""
+    """The device that 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps' means here. Raises ConfigError when there is none."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, available in there.items() if available)
-    if name not in there:
+    kind, _, index = name.partition(":")
+    if kind not in there:
         raise ConfigError(f"--device {name} is not known; choose auto, cpu, cuda or mps.")
-    if not there[name]:
+    if not there[kind] or int(index or 0) >= max(1, torch.cuda.device_count()):
         raise ConfigError(f"--device {name}: torch {torch.__version__} finds no such device here; try --device cpu.")
     return torch.device(name)
+
+
+def own_gpu(device: torch.device, place: int) -> torch.device:
+    """The GPU of the rank that is number `place` of those on this machine: one of its own while there are as many; an
+    index that was asked for stays. It becomes the current one."""
+    if device.index is None:
+        device = torch.device("cuda", place % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def device_memory(device: torch.device) -> Memory:
@@ -129,3 +146,9 @@ def device_memory(device: torch.device) -> Memory:
     if device.type != "cuda":
         return host_memory()
     return Memory(str(torch.cuda.get_device_properties(device).uuid), torch.cuda.mem_get_info(device)[0])
+
+
+def _hardware(device: torch.device) -> str:
+    """What computes, and by how many threads, which sums may be divided among."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads"

@@ -78,11 +78,11 @@ def show(plan: Plan, rows: list[Row]) -> None:
 def show_algorithms(world_sizes: tuple[int, ...]) -> None:
     """`ringlm.ring.algorithms` as text: what carries what, without a run."""
     topologies: tuple[Topology, ...] = ("mesh", "chain")
-    for world_size, topology, crowded in itertools.product(world_sizes, topologies, (False, True)):
+    for world_size, topology in itertools.product(world_sizes, topologies):
         if world_size == 2 and topology == "chain":
             continue  # there are no others to go by way of
-        console.write(f"{world_size} ranks, {topology}{', more ranks than cores' if crowded else ''}\n")
-        for operation, nbytes, algorithm in table(world_size, topology, crowded):
+        console.write(f"{world_size} ranks, {topology}\n")
+        for operation, nbytes, algorithm in table(world_size, topology):
             size = "any size" if nbytes is None else f"to {nbytes:,} bytes"
             console.write(f"    {operation:15} {size:18} {algorithm}\n")
 

@@ -126,7 +126,8 @@ def _bytes(text: str) -> int:
 
 def _show(result: dict[str, Any], together: bool) -> None:
     """A line a rank: how many of each it has, and bytes; `together` when all use one memory."""
-    counts = [field for field in RankShard.__struct_fields__ if field != "layers"]
+    fields = [field for field in RankShard.__struct_fields__ if field != "layers"]
+    counts = [field for field in fields if any(rank[field][1] for rank in result["ranks"])]  # most have no experts
     rows = [
         [str(rank["rank"])]
         + [f"{rank[field][1] - rank[field][0]:,}" for field in counts]

@@ -15,6 +15,7 @@ from ringlm.models.attention import AttentionStep
 from ringlm.models.batch import Batch
 from ringlm.models.cache import KVCache
 from ringlm.models.config import ModelConfig
+from ringlm.models.kinds import AttentionKind
 from ringlm.models.rope import RopeTable
 from ringlm.parallel.linear import ColumnParallel, VocabularyParallel
 from ringlm.parallel.shard import RankShard
@@ -23,7 +24,7 @@ from ringlm.parallel.shard import RankShard
 class Block(Protocol):
     """One layer."""
 
-    def forward(self, hidden: Tensor, attention: AttentionStep) -> None:
+    def forward(self, hidden: Tensor, step: AttentionStep) -> None:
         """Adds to `hidden` (T, hidden_size) in place."""
         ...
 
@@ -35,19 +36,22 @@ class CausalLM:
         self,
         config: ModelConfig,
         shard: RankShard,
-        rope: RopeTable,
+        attention: Sequence[tuple[AttentionKind, RopeTable]],
         embedding: VocabularyParallel,
         blocks: Sequence[Block],
         head: ColumnParallel,
         nbytes: int,
     ) -> None:
         self.config, self.shard, self.nbytes = config, shard, nbytes
-        self._rope, self._embedding, self._blocks, self._head = rope, embedding, blocks, head
+        self._attention, self._embedding, self._blocks, self._head = attention, embedding, blocks, head
+        self._angles = attention[0][1].cos  # of the activations' dtype and device
+        scale = torch.tensor(config.embedding_scale).to(self._angles.dtype)  # rounded as transformers does
+        self._embedding_scale = None if config.embedding_scale == 1 else scale.item()
 
     @property
     def device(self) -> torch.device:
         """Where the shard is, and where batches belong."""
-        return self._rope.cos.device
+        return self._angles.device
 
     def new_cache(self, blocks: int) -> KVCache:
         """An empty cache for `blocks` sequences of `config.context` positions."""
@@ -57,8 +61,8 @@ class CausalLM:
             kv_heads=len(self.shard.kv_heads),
             context=self.config.context,
             head_dim=self.config.head_dim,
-            dtype=self._rope.cos.dtype,
-            device=self._rope.cos.device,
+            dtype=self._angles.dtype,
+            device=self._angles.device,
         )
 
     @torch.inference_mode()
@@ -66,7 +70,11 @@ class CausalLM:
         """Logits of the wanted rows over this rank's vocabulary, float32 (W, vocabulary rows); the cache grows by
         the batch's positions. Raises IndexError for positions outside the cache."""
         hidden = self._embedding(batch.tokens)  # (T, hidden_size)
-        attention = AttentionStep(batch, cache, self._rope, len(self.shard.query_heads), len(self.shard.kv_heads))
+        if self._embedding_scale is not None:
+            hidden.mul_(self._embedding_scale)
+        step = AttentionStep(batch, cache, self._attention, len(self.shard.query_heads), len(self.shard.kv_heads))
         for block in self._blocks:
-            block.forward(hidden, attention)
-        return self._head(hidden[batch.wanted]).float()
+            block.forward(hidden, step)
+        logits = self._head(hidden[batch.wanted]).float()
+        cap = self.config.logit_cap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
@@ -9,25 +10,15 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from ringlm.errors import ModelError
+from ringlm.models.kinds import AttentionKind, Count, Positive, read_kinds
+from ringlm.models.mixture_config import Mixture, read_mixture
 from ringlm.models.registry import FAMILIES
 from ringlm.parallel.shard import Dimensions
 
 MAX_CONTEXT: Final = 1 << 24  # positions; more is a damaged file
+ACTIVATIONS: Final = ("silu", "gelu_pytorch_tanh")
 
-Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary positions: `kind` is default, linear, llama3, or factors (each frequency over its own factor)."""
-
-    theta: float
-    kind: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context: int = 8192  # positions
-    factors: tuple[float, ...] = ()  # (head_dim / 2,)
+Layers = Annotated[int, msgspec.Meta(ge=1, le=1 << 12)]
 
 
 @dataclass(frozen=True)
@@ -44,26 +35,18 @@ class ModelConfig:
     vocabulary: int
     context: int
     norm_eps: float
-    rope: Rope
+    norm_offset: float  # is added to the norms' weights
+    activation: str  # of the MLP's gate, one of ACTIVATIONS
+    attention: tuple[AttentionKind, ...]
+    kind_of_layer: tuple[int, ...]  # index into `attention`, one a layer
+    embedding_scale: float
+    logit_cap: float | None  # logits become logit_cap * tanh(logit / logit_cap)
     tied: bool  # the output head is the embedding
     qkv_bias: bool
     output_bias: bool  # of the attention's output
     mlp_bias: bool
     eos_token_ids: tuple[int, ...]
-
-
-class _Rope(msgspec.Struct):
-    """rope_scaling, and transformers 5's rope_parameters, which holds theta as well."""
-
-    rope_type: str | None = None
-    type: str | None = None  # rope_type, before it was renamed
-    rope_theta: float | None = None
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: Count | None = None
-    partial_rotary_factor: float = 1.0
-    factors: tuple[float, ...] = ()
+    mixture: Mixture | None
 
 
 class _Config(msgspec.Struct):
@@ -71,7 +54,7 @@ class _Config(msgspec.Struct):
 
     hidden_size: Count
     intermediate_size: Count
-    num_hidden_layers: Count
+    num_hidden_layers: Layers
     num_attention_heads: Count
     vocab_size: Count
     num_key_value_heads: Count | None = None
@@ -79,9 +62,11 @@ class _Config(msgspec.Struct):
     max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=MAX_CONTEXT)] = 2048
     rms_norm_eps: float = 1e-6
     hidden_act: str = "silu"
-    rope_theta: float | None = None
-    rope_scaling: _Rope | None = None
-    rope_parameters: _Rope | None = None
+    hidden_activation: str | None = None  # Gemma's hidden_act
+    final_logit_softcapping: Positive | None = None
+    use_bidirectional_attention: bool | None = None
+    norm_offset: float = 0.0  # ours: Gemma's norms, but for GGUF
+    scaled_embedding: bool = False  # ours: Gemma's
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     attention_output_bias: bool | None = None  # ours, for GGUF: where it differs from attention_bias
@@ -96,23 +81,31 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     architecture = names[0] if isinstance(names, list) and names else None
     if not isinstance(architecture, str) or architecture not in FAMILIES:
         raise ModelError(f"config.json: architecture {architecture!r} is not known; known are {', '.join(FAMILIES)}.")
+    config = {**FAMILIES[architecture].defaults, **config}
     try:
         raw = msgspec.convert(config, _Config)
+        head_dim = raw.head_dim or raw.hidden_size // raw.num_attention_heads
+        if head_dim % 2 or not head_dim:
+            raise ModelError(f"config.json: head_dim {head_dim} has to be even for rotary positions.")
+        kinds = read_kinds(config, raw.num_hidden_layers, head_dim, raw.max_position_embeddings)
+        mixture = read_mixture(config)
     except msgspec.ValidationError as error:
         raise ModelError(f"config.json: {error}.") from error
     if raw.quantization_config is not None:
         method = raw.quantization_config.get("quant_method")
         raise ModelError(f"config.json: weights quantized by {method!r} are not supported. Use the unquantized model.")
-    if raw.hidden_act != "silu":
-        raise ModelError(f"config.json: hidden_act {raw.hidden_act!r} is not supported; silu is.")
+    activation = raw.hidden_activation or raw.hidden_act
+    if activation not in ACTIVATIONS:
+        raise ModelError(f"config.json: hidden_act {activation!r} is not supported; {' and '.join(ACTIVATIONS)} are.")
+    if raw.use_bidirectional_attention:
+        raise ModelError("config.json: use_bidirectional_attention is not supported: such a model writes no text.")
     kv_heads = raw.num_key_value_heads or raw.num_attention_heads
-    head_dim = raw.head_dim or raw.hidden_size // raw.num_attention_heads
     if raw.num_attention_heads % kv_heads:
         raise ModelError(
             f"config.json: {raw.num_attention_heads} num_attention_heads cannot share {kv_heads} num_key_value_heads."
         )
-    if head_dim % 2 or not head_dim:
-        raise ModelError(f"config.json: head_dim {head_dim} has to be even for rotary positions.")
+    attention = tuple(dict.fromkeys(kinds))
+    stretch = max(kind.rope.factor if kind.rope.kind == "dynamic" else 1.0 for kind in attention)
     eos = raw.eos_token_id
     return ModelConfig(
         architecture=architecture,
@@ -123,14 +116,20 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         head_dim=head_dim,
         columns=raw.intermediate_size,
         vocabulary=raw.vocab_size,
-        context=raw.max_position_embeddings,
+        context=min(MAX_CONTEXT, int(raw.max_position_embeddings * stretch)),
         norm_eps=raw.rms_norm_eps,
-        rope=_rope(raw, head_dim),
+        norm_offset=raw.norm_offset,
+        activation=activation,
+        attention=attention,
+        kind_of_layer=tuple(attention.index(kind) for kind in kinds),
+        embedding_scale=math.sqrt(raw.hidden_size) if raw.scaled_embedding else 1.0,
+        logit_cap=raw.final_logit_softcapping,
         tied=raw.tie_word_embeddings,
         qkv_bias=raw.attention_bias,
         output_bias=raw.attention_bias if raw.attention_output_bias is None else raw.attention_output_bias,
         mlp_bias=raw.mlp_bias,
         eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
+        mixture=mixture,
     )
 
 
@@ -147,27 +146,5 @@ def dimensions(config: Mapping[str, Any], name: str = "") -> Dimensions:
         vocabulary=checked.vocabulary,
         context=checked.context,
         name=name,
-    )
-
-
-def _rope(raw: _Config, head_dim: int) -> Rope:
-    found = raw.rope_parameters or raw.rope_scaling or _Rope()
-    kind = found.rope_type or found.type or "default"
-    theta = found.rope_theta or raw.rope_theta or 10000.0
-    if kind not in ("default", "linear", "llama3", "factors"):
-        raise ModelError(f"config.json: rope type {kind!r} is not supported; default, linear and llama3 are.")
-    if theta <= 0 or found.factor <= 0 or found.partial_rotary_factor != 1.0:
-        raise ModelError("config.json: theta and factor of the rope must be above 0, and every dimension rotary.")
-    if kind == "llama3" and not 0 < found.low_freq_factor < found.high_freq_factor:
-        raise ModelError("config.json: the rope's low_freq_factor must be below its high_freq_factor.")
-    if kind == "factors" and (len(found.factors) != head_dim // 2 or min(found.factors) <= 0):
-        raise ModelError(f"{len(found.factors)} rope factors for {head_dim // 2} frequencies; all must be above 0.")
-    return Rope(
-        theta=theta,
-        kind=kind,
-        factor=found.factor,
-        low_freq_factor=found.low_freq_factor,
-        high_freq_factor=found.high_freq_factor,
-        original_context=found.original_max_position_embeddings or raw.max_position_embeddings,
-        factors=found.factors,
+        expert_columns=0 if checked.mixture is None else checked.mixture.columns,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ from ringlm.models.packing import Layout, Packer, layout_of
 from ringlm.models.registry import builder
 from ringlm.models.sizes import IGNORED
 from ringlm.parallel.communicator import Communicator
+from ringlm.parallel.experts import Expert, Experts
 from ringlm.parallel.linear import ColumnParallel, Dense, LinearSpec, Part, RowParallel, Storage
-from ringlm.parallel.prologue import Prologue
+from ringlm.parallel.prologue import Gate, Prologue, RmsNorm
 from ringlm.parallel.shard import Range, ShardPlan
 from ringlm.weights.files import ModelFiles
 from ringlm.weights.source import WeightSource
@@ -36,23 +38,25 @@ def load_model(
     dtype: torch.dtype,
     context: int,
     bits: int | None = None,
+    led: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> CausalLM:
     """Rank `rank`'s part of the model in `files`, ready for sequences of up to `context` positions.
 
     With `bits` (4 or 8) matrices are packed: those that the files hold packed as they are, the others in that many
     bits, but the embedding and the output head in 8. `progress` hears (bytes held, bytes to hold) as loading goes on.
+    With `led`, rank 0 chooses experts for all ranks, whose hardware differs.
     Raises ModelError, with file and tensor, before any memory is taken for weights.
     """
     config = dataclasses.replace(read_config(files.config), context=context)
     shard = plan.ranks[rank]
     build = builder(config.architecture)
     layout = None if bits is None else layout_of(device)
-    survey = ShardLoader(files.tensors, comm, torch.device("meta"), dtype, bits, layout)
+    survey = ShardLoader(files.tensors, comm, torch.device("meta"), dtype, bits, layout, led)
     total = build(dataclasses.replace(config, context=1), shard, survey).nbytes
     if len(shard.layers) == config.layers:
         survey.refuse_unused()
-    load = ShardLoader(files.tensors, comm, device, dtype, bits, layout, total, progress)
+    load = ShardLoader(files.tensors, comm, device, dtype, bits, layout, led, total, progress)
     with load.kept(survey, (files.fingerprint, files.changed, shard, bits)):
         return build(config, shard, load)
 
@@ -69,12 +73,13 @@ class ShardLoader:
         dtype: torch.dtype,
         bits: int | None = None,
         layout: Layout | None = None,
+        led: bool = False,
         total: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.comm, self.device, self.dtype, self.nbytes = comm, device, dtype, 0
+        self.comm, self.device, self.dtype, self.led, self.nbytes = comm, device, dtype, led, 0
         self._source, self._total, self._progress = source, total, progress
-        self._bits, self._used = bits, set[str]()
+        self._bits, self._names, self._used = bits, frozenset(source.names()), set[str]()
         self._packer = None if layout is None else Packer(source, device, dtype, layout)
 
     @contextlib.contextmanager
@@ -94,21 +99,36 @@ class ShardLoader:
             bias = torch.cat([self.vector(f"{part.name}.bias", part.shape[0], part.rows) for part in spec.parts])
         return ColumnParallel(self._matrix(spec.parts, self._bits), bias, prologue)
 
-    def row(self, spec: LinearSpec, prologue: Prologue | None = None) -> RowParallel:
+    def row(self, spec: LinearSpec, prologue: Prologue | None = None, norm: RmsNorm | None = None) -> RowParallel:
         """A row-parallel layer; every rank holds the whole bias, which is added after the reduction."""
         (part,) = spec.parts
         bias = self.vector(f"{part.name}.bias", part.shape[0]) if spec.bias else None
-        return RowParallel(self._matrix(spec.parts, self._bits), bias, self.comm, prologue)
+        return RowParallel(self._matrix(spec.parts, self._bits), bias, self.comm, prologue, norm)
 
     def vocabulary(self, name: str, shape: tuple[int, int], rows: Range) -> Storage:
         """`rows` of the embedding or output head `name`.weight of `shape`. It is packed in 8 bits: in 4 it would cost
         more of a model's quality than all other matrices (docs/performance.md)."""
         return self._matrix((Part(name, shape, rows, Range(0, shape[1])),), self._bits and 8)
 
-    def vector(self, name: str, size: int, part: Range | None = None) -> Tensor:
-        """The vector `name` of `size`, or a part of it."""
+    def experts(self, specs: Sequence[tuple[LinearSpec, LinearSpec]], gate: Gate) -> Experts:
+        """Experts of one shape, each its gates and ups, then down."""
+        gate_up, down = (self._matrices([spec.parts for spec in kind], self._bits) for kind in zip(*specs, strict=True))
+        experts = [Expert(*matrices) for matrices in zip(gate_up, down, strict=True)]
+        return Experts(experts, gate) if self._packer is None else self._packer.experts(experts, gate)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor."""
+        return name in self._names
+
+    def whole(self, name: str, shape: tuple[int, int]) -> Dense:
+        """The matrix `name`.weight of `shape`, which every rank holds whole and in floats."""
+        self._check(f"{name}.weight", shape)
+        return Dense(self._read(f"{name}.weight", Range(0, shape[0]), Range(0, shape[1])))
+
+    def vector(self, name: str, size: int, part: Range | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """The vector `name` of `size`, or a part of it, in `dtype` (None: the activations')."""
         self._check(name, (size,))
-        return self._read(name, Range(0, size) if part is None else part)
+        return self._read(name, Range(0, size) if part is None else part, dtype=dtype)
 
     def refuse_unused(self) -> None:
         """ModelError for a tensor that the model has no place for: the result would be silently wrong."""
@@ -118,14 +138,21 @@ class ShardLoader:
 
     def _matrix(self, parts: tuple[Part, ...], bits: int | None) -> Storage:
         """The parts of a layer below one another."""
-        for part in parts:
+        return self._matrices([parts], bits)[0]
+
+    def _matrices(self, stack: Sequence[tuple[Part, ...]], bits: int | None) -> list[Storage]:
+        """Matrices of one shape, each the parts of a layer below one another."""
+        for part in itertools.chain(*stack):
             self._check(f"{part.name}.weight", part.shape)
-        if self._packer is not None and bits is not None:
-            packed = self._packer.pack(parts, bits)
-            self._count(packed.nbytes)
-            return packed
+        if self._packer is None or bits is None:
+            return [Dense(self._dense(parts)) for parts in stack]
+        packed = self._packer.pack(stack, bits)
+        self._count(sum(matrix.nbytes for matrix in packed))
+        return packed
+
+    def _dense(self, parts: tuple[Part, ...]) -> Tensor:
         if len(parts) == 1:
-            return Dense(self._read(f"{parts[0].name}.weight", parts[0].rows, parts[0].columns))
+            return self._read(f"{parts[0].name}.weight", parts[0].rows, parts[0].columns)
         rows = sum(len(part.rows) for part in parts)
         stacked = torch.empty(rows, len(parts[0].columns), dtype=self.dtype, device=self.device)
         top = 0
@@ -133,7 +160,7 @@ class ShardLoader:
             bottom = top + len(part.rows)
             stacked[top:bottom] = self._read(f"{part.name}.weight", part.rows, part.columns)
             top = bottom
-        return Dense(stacked)
+        return stacked
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
         found = self._source.shape(name)
@@ -143,13 +170,14 @@ class ShardLoader:
             )
         self._used.add(name)
 
-    def _read(self, name: str, rows: Range, columns: Range | None = None) -> Tensor:
+    def _read(self, name: str, rows: Range, columns: Range | None = None, dtype: torch.dtype | None = None) -> Tensor:
         cut = (len(rows),) if columns is None else (len(rows), len(columns))
+        dtype = dtype or self.dtype
         if self.device.type == "meta" or 0 in cut:
-            tensor = torch.empty(cut, dtype=self.dtype, device=self.device)
+            tensor = torch.empty(cut, dtype=dtype, device=self.device)
         else:
             inner = None if columns is None else columns.slice
-            tensor = self._source.read(name, rows.slice, inner, self.dtype).to(self.device)
+            tensor = self._source.read(name, rows.slice, inner, dtype).to(self.device)
         self._count(tensor.nbytes)
         return tensor
 

@@ -4,6 +4,7 @@ rows at a time, so that no whole matrix is ever there in floats. Knows no layers
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -12,13 +13,16 @@ import torch
 from torch import Tensor
 
 from ringlm.models.shard_file import ShardFile, ShardWriter, shard_path
+from ringlm.parallel.experts import Expert, Experts
 from ringlm.parallel.linear import Part, Storage
+from ringlm.parallel.prologue import Gate
 from ringlm.weights.packed import BLOCK, Packed, quantize
 from ringlm.weights.source import Form, WeightSource
 
 _TILE: Final = 1 << 20  # elements that are floats at a time
 _SAMPLE: Final = (512, 2048)  # rows and columns of the matrix that products are timed with
 _ROWS: Final = 32  # a tile has a multiple of them: heads, and the rows that lie side by side, stay whole
+_STACKED: Final = 8  # rows: a matrix of a stack begins at a multiple, with rows side by side and an aligned address
 
 
 class Layout(NamedTuple):
@@ -27,6 +31,7 @@ class Layout(NamedTuple):
     name: str  # tells the shard files of one layout from another's
     segment: Callable[..., Any]  # of (rows that have its form, number of rows, device, tensors), to be filled
     matrix: Callable[..., Storage]  # of (segments, columns, lead, dtype)
+    experts: Callable[[Sequence[Expert], Gate], Experts]
 
 
 def layout_of(device: torch.device) -> Layout:
@@ -34,9 +39,10 @@ def layout_of(device: torch.device) -> Layout:
     if device.type != "cpu":
         from ringlm.parallel.packed_device import DevicePacked, DeviceSegment
 
-        return Layout("row after row", DeviceSegment, DevicePacked)
+        return Layout("row after row", DeviceSegment, DevicePacked, Experts)
     from ringlm.parallel.kernels.choice import unpack_from  # with these comes a compiler
     from ringlm.parallel.packed import PackedMatrix, Segment, Workspace
+    from ringlm.parallel.packed_experts import PackedExperts
 
     def sample(rows: int) -> Storage:
         """A matrix that is unpacked from so many rows of activations on."""
@@ -46,7 +52,8 @@ def layout_of(device: torch.device) -> Layout:
         return PackedMatrix([segment], _SAMPLE[1], 0, torch.float32, Workspace(rows))
 
     workspace = Workspace(unpack_from(sample, _SAMPLE[1]))
-    return Layout("eight rows side by side", Segment, partial(PackedMatrix, workspace=workspace))
+    matrix = partial(PackedMatrix, workspace=workspace)
+    return Layout("eight rows side by side", Segment, matrix, partial(PackedExperts, workspace=workspace))
 
 
 class Packer:
@@ -78,42 +85,45 @@ class Packer:
             self._writer.discard()
             self._writer = None
 
-    def pack(self, parts: Sequence[Part], bits: int) -> Storage:
-        """The parts of a layer below one another; what the file holds in floats, in `bits` bits."""
-        columns = parts[0].columns
-        segments = [self._segment(run, bits) for run in self._runs(parts, bits)]
-        return self._layout.matrix(segments, len(columns), columns.start % BLOCK, self._dtype)
+    def pack(self, stack: Sequence[Sequence[Part]], bits: int) -> list[Storage]:
+        """Matrices of one shape, each the parts of a layer below one another; what the file holds in floats, in `bits`
+        bits. They lie in common tensors: thousands of experts would be too many for a file to find quickly."""
+        columns = stack[0][0].columns
+        runs = self._runs(stack[0], bits)
+        segments = zip(*(self._segments([parts[run] for parts in stack], bits) for run in runs), strict=True)
+        return [self._layout.matrix(own, len(columns), columns.start % BLOCK, self._dtype) for own in segments]
 
-    def _segment(self, run: Sequence[Part], bits: int) -> Any:
-        """Parts that are packed alike."""
-        rows = sum(len(part.rows) for part in run)
-        sample = self._read(run[0], 0, 0, bits)
-        if self._stored is not None:
-            return self._layout.segment(sample, rows, self._device, self._stored.tensors(run[0].name))
-        segment = self._layout.segment(sample, rows, self._device)
-        if self._device.type != "meta":
-            first = 0
-            for tile in (tile for part in run for tile in self._tiles(part, bits)):
-                segment.fill(first, tile)
-                first += len(tile.codes)
-        for name, tensor in segment.tensors().items():
+    def experts(self, experts: Sequence[Expert], gate: Gate) -> Experts:
+        """Those whose matrices are packed."""
+        return self._layout.experts(experts, gate)
+
+    def _segments(self, stack: Sequence[Sequence[Part]], bits: int) -> list[Any]:
+        """For each matrix the segment of these parts of it, which are packed alike."""
+        name = stack[0][0].name
+        rows = sum(len(part.rows) for part in stack[0])
+        step = -(-rows // _STACKED) * _STACKED
+        whole = (len(stack) - 1) * step + rows
+        sample = self._read(stack[0][0], 0, 0, bits)
+        stored = None if self._stored is None else self._stored.tensors(name)
+        segment = self._layout.segment(sample, whole, self._device, stored)
+        if stored is None and self._device.type != "meta":
+            for index, parts in enumerate(stack):
+                first = index * step
+                for tile in (tile for part in parts for tile in self._tiles(part, bits)):
+                    segment.fill(first, tile)
+                    first += len(tile.codes)
+        for kind, tensor in segment.tensors().items():
             if self._writer is not None:
-                self._writer.write(f"{run[0].name}.{name}", tensor)
+                self._writer.write(f"{name}.{kind}", tensor)
             elif self._device.type == "meta":
-                self.expected[f"{run[0].name}.{name}"] = tensor
-        return segment
+                self.expected[f"{name}.{kind}"] = tensor
+        return [segment.cut(index * step, rows) for index in range(len(stack))]
 
-    def _runs(self, parts: Sequence[Part], bits: int) -> list[list[Part]]:
+    def _runs(self, parts: Sequence[Part], bits: int) -> list[slice]:
         """Consecutive parts that are packed alike."""
-        runs: list[list[Part]] = []
-        last = None
-        for part in parts:
-            form = self._source.form(f"{part.name}.weight") or Form(bits, minimums=bits == 4)
-            if form != last:
-                runs.append([])
-                last = form
-            runs[-1].append(part)
-        return runs
+        forms = [self._source.form(f"{part.name}.weight") or Form(bits, minimums=bits == 4) for part in parts]
+        starts = [index for index in range(len(parts)) if not index or forms[index] != forms[index - 1]]
+        return [slice(start, stop) for start, stop in itertools.pairwise([*starts, len(parts)])]
 
     def _tiles(self, part: Part, bits: int) -> Iterator[Packed]:
         height = max(1, _TILE // max(1, len(part.columns)) // _ROWS) * _ROWS

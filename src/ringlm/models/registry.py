@@ -1,10 +1,10 @@
-"""Which module holds which family; imported when a model asks for it. Each has `build(config, shard, load)`."""
+"""Which module holds which family, imported when a model asks for it. Each has `build(config, shard, load)`."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from ringlm.models.causal_lm import CausalLM
@@ -12,13 +12,59 @@ if TYPE_CHECKING:
     from ringlm.models.loader import ShardLoader
     from ringlm.parallel.shard import RankShard
 
-FAMILIES: Final[Mapping[str, str]] = {  # config.json's "architectures": module
-    "LlamaForCausalLM": "ringlm.models.llama",
+
+class Family(NamedTuple):
+    """A module of this package, and what transformers takes for granted where the family's config.json is silent."""
+
+    module: str
+    defaults: Mapping[str, Any] = {}
+
+
+_QWEN: Final = {"sliding_window": 4096, "max_window_layers": 28}
+_MIXTRAL: Final = {"use_sliding_window": True, "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}
+_QWEN3_MOE: Final = {
+    "sliding_window": 4096,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+}
+_GEMMA: Final = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "use_sliding_window": True,
+    "sliding_window": 4096,
+    "norm_offset": 1.0,
+    "scaled_embedding": True,
+    "tie_word_embeddings": True,
+}
+
+FAMILIES: Final[Mapping[str, Family]] = {  # by config.json's "architectures"
+    "LlamaForCausalLM": Family("llama"),
+    "MistralForCausalLM": Family("mistral", {"use_sliding_window": True, "sliding_window": 4096}),
+    "MixtralForCausalLM": Family("mixtral", _MIXTRAL),
+    "Qwen2ForCausalLM": Family("qwen2", _QWEN | {"attention_bias": True, "attention_output_bias": False}),
+    "Qwen3ForCausalLM": Family("qwen3", _QWEN | {"head_dim": 128}),
+    "Qwen3MoeForCausalLM": Family("qwen3_moe", _QWEN3_MOE),
+    "Gemma2ForCausalLM": Family(
+        "gemma2",
+        _GEMMA | {"sliding_window_pattern": 2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    ),
+    "Gemma3ForCausalLM": Family(
+        "gemma3", _GEMMA | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    ),
+    "Phi3ForCausalLM": Family(
+        "phi3", {"use_sliding_window": True, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+    ),
+    "SmolLM3ForCausalLM": Family(
+        "smollm3", {"no_rope_layer_interval": 4, "rope_theta": 2e6, "tie_word_embeddings": True}
+    ),
+    "Olmo2ForCausalLM": Family("olmo2", {"rms_norm_eps": 1e-5}),
 }
 
 
 def builder(architecture: str) -> Callable[[ModelConfig, RankShard, ShardLoader], CausalLM]:
     """The function that builds one rank's part of a model of `architecture`, one of FAMILIES."""
     build: Callable[[ModelConfig, RankShard, ShardLoader], CausalLM]
-    build = importlib.import_module(FAMILIES[architecture]).build
+    build = importlib.import_module(f"ringlm.models.{FAMILIES[architecture].module}").build
     return build

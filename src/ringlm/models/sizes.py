@@ -27,16 +27,34 @@ class _Cut(NamedTuple):
     ranges: Callable[[RankShard], tuple[Range, ...]]
 
 
-_CUTS: Final[Mapping[str, _Cut]] = {  # by the last two parts of a layer's name; the others are whole on every rank
-    "model.embed_tokens": _Cut(True, lambda shard: (shard.vocabulary,)),
-    "lm_head": _Cut(True, lambda shard: (shard.vocabulary,)),
-    "self_attn.q_proj": _Cut(True, lambda shard: (shard.query_heads,)),
-    "self_attn.k_proj": _Cut(True, lambda shard: (shard.kv_heads,)),
-    "self_attn.v_proj": _Cut(True, lambda shard: (shard.kv_heads,)),
-    "self_attn.o_proj": _Cut(False, lambda shard: (shard.query_heads,)),
-    "mlp.gate_proj": _Cut(True, lambda shard: (shard.columns,)),
-    "mlp.up_proj": _Cut(True, lambda shard: (shard.columns,)),
-    "mlp.down_proj": _Cut(False, lambda shard: (shard.columns,)),
+def _rows(*fields: str) -> _Cut:
+    return _Cut(True, lambda shard: tuple(getattr(shard, field) for field in fields))
+
+
+def _columns(field: str) -> _Cut:
+    return _Cut(False, lambda shard: (getattr(shard, field),))
+
+
+_CUTS: Final[Mapping[str, _Cut]] = {  # by the last two words of a layer's name; the others are whole on every rank
+    "model.embed_tokens": _rows("vocabulary"),
+    "lm_head": _rows("vocabulary"),
+    "self_attn.q_proj": _rows("query_heads"),
+    "self_attn.k_proj": _rows("kv_heads"),
+    "self_attn.v_proj": _rows("kv_heads"),
+    "self_attn.qkv_proj": _rows("query_heads", "kv_heads", "kv_heads"),
+    "self_attn.q_norm": _rows("query_heads"),
+    "self_attn.k_norm": _rows("kv_heads"),
+    "self_attn.o_proj": _columns("query_heads"),
+    "mlp.gate_proj": _rows("columns"),
+    "mlp.up_proj": _rows("columns"),
+    "mlp.gate_up_proj": _rows("columns", "columns"),
+    "mlp.down_proj": _columns("columns"),
+    "experts.gate_proj": _rows("expert_columns"),
+    "experts.up_proj": _rows("expert_columns"),
+    "experts.down_proj": _columns("expert_columns"),
+    "experts.w1": _rows("expert_columns"),
+    "experts.w3": _rows("expert_columns"),
+    "experts.w2": _columns("expert_columns"),
 }
 _VOCABULARY: Final = ("model.embed_tokens", "lm_head")  # packed in 8 bits where the file has floats
 
@@ -66,15 +84,17 @@ def holdings(
         packed: Counter[tuple[str, int, Form]] = Counter()  # rows that lie together, by module, blocks of a row, form
         for name in names:
             layer, _, kind = name.rpartition(".")
-            cut = _CUTS.get(".".join(layer.split(".")[-2:]))
-            shape = tensors.shape(name)
+            cut, shape = _cut(layer), tensors.shape(name)
+            if layer.endswith("_norm") and shape == (config.head_dim,):
+                cut = None  # every head's, whichever rank has it
             rows, columns = Range(0, shape[0]), Range(0, shape[-1]) if len(shape) > 1 else Range(0, 1)
             if cut is not None and cut.by_rows:
                 rows = _scaled(rows, cut.ranges(shard), cut.ranges(whole))
             elif cut is not None and kind == "weight":
                 columns = _scaled(columns, cut.ranges(shard), cut.ranges(whole))
-            if bits is None or cut is None or kind != "weight":
-                dense += len(rows) * len(columns) * item
+            if bits is None or cut is None or len(shape) == 1:
+                exact = config.norm_offset and layer.endswith("norm")  # kept in float32
+                dense += len(rows) * len(columns) * (4 if exact else item)
                 continue
             fewest = 8 if layer.endswith(_VOCABULARY) else bits
             form = tensors.form(name) or Form(fewest, minimums=fewest == 4)
@@ -85,6 +105,11 @@ def holdings(
         positions = 2 * len(shard.layers) * len(shard.kv_heads) * context
         found.append(Holding(dense + held, positions * config.head_dim * item))
     return found
+
+
+def _cut(layer: str) -> _Cut | None:
+    words = [word for word in layer.split(".") if not word.isdigit()]
+    return _CUTS.get(".".join(words[-2:]))
 
 
 def _whole(plan: ShardPlan) -> RankShard:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ringlm.parallel.communicator import Communicator
-from ringlm.parallel.prologue import Prologue
+from ringlm.parallel.prologue import Prologue, RmsNorm
 from ringlm.parallel.shard import Range
 
 
@@ -42,6 +42,17 @@ def column_parallel(prefix: str, in_features: int, bias: bool, **outputs: tuple[
     every = Range(0, in_features)
     parts = (Part(prefix + name, (size, in_features), rows, every) for name, (size, rows) in outputs.items())
     return LinearSpec(tuple(parts), bias)
+
+
+def fused(name: str, spec: LinearSpec) -> LinearSpec:
+    """`spec` for a file in which the layers' rows follow one another in one matrix, `name`."""
+    height, parts = sum(part.shape[0] for part in spec.parts), []
+    top = 0
+    for part in spec.parts:
+        rows = Range(top + part.rows.start, top + part.rows.stop)
+        parts.append(Part(name, (height, part.shape[1]), rows, part.columns))
+        top += part.shape[0]
+    return LinearSpec(tuple(parts), spec.bias)
 
 
 def row_parallel(name: str, shape: tuple[int, int], columns: Range, bias: bool) -> LinearSpec:
@@ -99,19 +110,25 @@ class ColumnParallel:
 
 
 class RowParallel:
-    """A layer of whose inputs this rank has some; the sum over ranks goes straight into the residual."""
+    """A layer of whose inputs this rank has some; the sum over ranks, or its norm, goes straight into the residual."""
 
     def __init__(
-        self, matrix: Storage, bias: Tensor | None, comm: Communicator, prologue: Prologue | None = None
+        self,
+        matrix: Storage,
+        bias: Tensor | None,
+        comm: Communicator,
+        prologue: Prologue | None = None,
+        norm: RmsNorm | None = None,
     ) -> None:
-        self.matrix, self.bias, self.comm, self.prologue = matrix, bias, comm, prologue
+        self.matrix, self.bias, self.comm, self.prologue, self.norm = matrix, bias, comm, prologue, norm
 
     def add_to(self, residual: Tensor, x: Tensor) -> None:
-        """residual (T, out) += the sum over ranks of their products with x, + bias once; x is (T, this rank's inputs),
-        or what the prologue takes."""
-        residual.add_(self.comm.all_reduce(self.matrix(x, None, self.prologue)))
+        """residual (T, out) += the sum over ranks of their products with x, + bias once, normed if there is a norm; x
+        is (T, this rank's inputs), or what the prologue takes."""
+        total = self.comm.all_reduce(self.matrix(x, None, self.prologue))
         if self.bias is not None:
-            residual.add_(self.bias)
+            total.add_(self.bias)
+        residual.add_(total if self.norm is None else self.norm(total))
 
 
 class VocabularyParallel:

@@ -6,6 +6,8 @@ memory bandwidth without AVX-512 and have none for float32 (docs/performance.md)
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
@@ -17,10 +19,19 @@ from torch import Tensor
 from ringlm.parallel import unpacking
 from ringlm.parallel.kernels.choice import NEVER
 from ringlm.parallel.kernels.instructions import LANES
-from ringlm.parallel.kernels.products import FORMS, GATE, NORM, PLAIN, linear, linear_by_threads, work_bytes
+from ringlm.parallel.kernels.products import (
+    FORMS,
+    GELU_GATE,
+    NORM,
+    PLAIN,
+    SILU_GATE,
+    linear,
+    linear_by_threads,
+    work_bytes,
+)
 from ringlm.parallel.kernels.rows import BLOCK
 from ringlm.parallel.kernels.unpacking import unpack, unpack_by_threads
-from ringlm.parallel.prologue import Prologue, RmsNorm, SiluGate
+from ringlm.parallel.prologue import Gate, Prologue, RmsNorm
 
 _TILE: Final = 1 << 19  # elements unpacked at a time: a megabyte stays in the cache
 
@@ -105,6 +116,14 @@ class Segment:
             assert part.minimums is not None
             _place(self.minimums, first, part.minimums, rows)
 
+    def cut(self, first: int, rows: int) -> Segment:
+        """Rows [first, first + rows) as a segment of their own, in the same memory; `first` is a multiple of LANES."""
+        part, inside = copy.copy(self), slice(first // LANES, -(-(first + rows) // LANES))
+        part.rows, part.row_blocks = rows, inside.stop - inside.start
+        part.codes, part.scales = self.codes[inside], self.scales[inside]
+        part.minimums = None if self.minimums is None else self.minimums[inside]
+        return part
+
     def unpack_into(self, tile: Tensor, first: int, last: int, threads: int) -> None:
         """Blocks `first` to `last` of LANES rows to bfloat16 (at least as many rows, columns)."""
         held = (0 if t is None else t.data_ptr() for t in (self.codes, self.scales, self.minimums))
@@ -122,7 +141,7 @@ class Segment:
         return unpacking.unpack(codes, self.scales[block, :, lane], minimums)
 
 
-class _Plan:
+class Plan:
     """The words that kernels/products.py reads, and what keeps their addresses alive."""
 
     def __init__(self, words: list[int], memory: Tensor, weight: Tensor | None, eps: float) -> None:
@@ -147,11 +166,18 @@ class PackedMatrix:
         self._rows = sum(segment.rows for segment in self._segments)
         # A segment's last lanes may write beyond it: the next one overwrites that, the last has room for it.
         self._stride = self._rows + LANES - 1
-        self._memory = torch.empty(1, self._stride)
-        self._single = self._memory[:, : self._rows]
         self._threads = torch.get_num_threads()
         self._unpack_from = workspace.unpack_from
-        self._plans: dict[Prologue | None, _Plan] = {}
+        self._plans: dict[Prologue | None, Plan] = {}
+
+    @functools.cached_property
+    def _memory(self) -> Tensor:
+        """For a single token's result, and what may be written beyond it."""
+        return torch.empty(1, self._stride)
+
+    @functools.cached_property
+    def _single(self) -> Tensor:
+        return self._memory[:, : self._rows]
 
     @property
     def nbytes(self) -> int:
@@ -169,9 +195,9 @@ class PackedMatrix:
 
     def _by_bytes(self, x: Tensor, tokens: int, prologue: Prologue | None) -> Tensor:
         """Activations rounded to 8 bits, float32 out: for few of them."""
-        plan = self._plans.get(prologue) or self._plan(prologue)
+        plan = self._plans.get(prologue) or self.plan(prologue)
         exact = x if x.dtype is torch.float32 else x.float()
-        if not exact.is_contiguous() and (tokens > 1 and plan.words[0] != GATE):
+        if not exact.is_contiguous() and (tokens > 1 and plan.words[0] in (PLAIN, NORM)):
             exact = exact.contiguous()
         out = self._memory if tokens == 1 else torch.empty(tokens, self._stride)
         work = self._workspace.address(work_bytes(tokens, self._columns, self._blocks))
@@ -204,19 +230,19 @@ class PackedMatrix:
             top += segment.rows
         return out
 
-    def _plan(self, prologue: Prologue | None) -> _Plan:
+    def plan(self, prologue: Prologue | None) -> Plan:
         """What the kernels are to do, with the addresses of all that is held."""
         kind, weight, eps = PLAIN, None, 0.0
         if isinstance(prologue, RmsNorm):
             kind, weight, eps = NORM, prologue.weight.float(), prologue.eps
-        elif isinstance(prologue, SiluGate):
-            kind = GATE
+        elif isinstance(prologue, Gate):
+            kind = GELU_GATE if prologue.gelu else SILU_GATE
         address = 0 if weight is None else weight.data_ptr()
         words = [kind, self._columns, self._lead, self._blocks, self._stride, address, len(self._segments)]
         for segment in self._segments:
             held = [0 if t is None else t.data_ptr() for t in (segment.codes, segment.scales, segment.minimums)]
             words += [segment.form, *held, segment.rows, segment.row_blocks]
-        plan = self._plans[prologue] = _Plan(words, torch.tensor(words, dtype=torch.int64), weight, eps)
+        plan = self._plans[prologue] = Plan(words, torch.tensor(words, dtype=torch.int64), weight, eps)
         return plan
 
     def rows(self, indices: Tensor) -> Tensor:

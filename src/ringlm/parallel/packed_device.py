@@ -7,6 +7,7 @@ straight from the codes, which reads a third or half of a bfloat16 matrix, and u
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,13 @@ class DeviceSegment:
         if self.minimums is not None:
             assert part.minimums is not None
             self.minimums[rows] = part.minimums
+
+    def cut(self, first: int, rows: int) -> DeviceSegment:
+        """Rows [first, first + rows) as a segment of their own, in the same memory."""
+        part, inside = copy.copy(self), slice(first, first + rows)
+        part.rows, part.codes, part.scales = rows, self.codes[inside], self.scales[inside]
+        part.minimums = None if self.minimums is None else self.minimums[inside]
+        return part
 
     def unpack(self, rows: slice | Tensor, dtype: torch.dtype) -> Tensor:
         """Those rows, in `dtype`, (n, blocks * 32)."""

@@ -51,6 +51,7 @@ class RankShard(msgspec.Struct, frozen=True):
     columns: Range  # of the MLP's hidden layer
     vocabulary: Range  # rows of the embedding and of the output head
     layers: Range
+    expert_columns: Range = Range(0, 0)  # of the hidden layer of every expert
 
 
 class ShardPlan(msgspec.Struct, frozen=True):
@@ -76,6 +77,7 @@ class Dimensions:
     vocabulary: int
     context: int
     name: str = ""  # for messages
+    expert_columns: int = 0
 
 
 def plan_shards(dimensions: Dimensions, world_size: int, weights: Sequence[float] | None = None) -> ShardPlan:
@@ -100,11 +102,14 @@ def plan_shards(dimensions: Dimensions, world_size: int, weights: Sequence[float
     if not all(0 <= weight < math.inf for weight in shares) or not any(shares):
         raise ConfigError(f"--split {text}: weights must be 0 or more, and one of them above 0.")
     heads = _split_heads(dimensions.query_heads, dimensions.kv_heads, shares)
-    columns = _ranges(_split_units(dimensions.columns, shares))
-    vocabulary = _ranges(_split_units(dimensions.vocabulary, shares))
+    sizes = dimensions.columns, dimensions.vocabulary, dimensions.expert_columns
+    split = [_ranges(_split_units(size, shares)) for size in sizes]
     layers = Range(0, dimensions.layers)
     return ShardPlan(
-        tuple(RankShard(query, kv, columns[rank], vocabulary[rank], layers) for rank, (query, kv) in enumerate(heads))
+        tuple(
+            RankShard(query, kv, columns, vocabulary, layers, experts)
+            for (query, kv), columns, vocabulary, experts in zip(heads, *split, strict=True)
+        )
     )
 
 
@@ -124,7 +129,7 @@ def _split_units(total: int, weights: Sequence[float]) -> list[int]:
     """`total` in multiples of UNIT where no rank then starves or holds much more than its part; else in ones."""
     exact = largest_remainder(total, weights)
     parts = [units * UNIT for units in largest_remainder(-(-total // UNIT), weights)]
-    last = max(index for index, part in enumerate(parts) if part)
+    last = max((index for index, part in enumerate(parts) if part), default=0)
     parts[last] -= sum(parts) - total  # the last unit may be a short one
     for part, ideal in zip(parts, exact, strict=True):
         if part > ideal * (1 + _TOLERANCE) or (ideal and part <= 0):

@@ -106,10 +106,3 @@ def network_id() -> str:
     except OSError:  # not Linux: one namespace a machine
         namespace = ""
     return machine_id() + namespace
-
-
-def core_count() -> int:
-    """Processor cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

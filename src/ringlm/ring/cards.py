@@ -29,7 +29,6 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     right: tuple[str, Port]
     machine: str
     network: str
-    cores: int
 
 
 class Chain:

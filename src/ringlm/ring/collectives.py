@@ -28,7 +28,6 @@ _T = TypeVar("_T")
 _MAX_CHOICES = 256
 _REDUCERS: dict[str, reducing.Algorithm] = {
     "direct": reducing.direct,
-    "star": reducing.star,
     "owners": reducing.owners,
     "chain": reducing.chain,
 }
@@ -112,7 +111,7 @@ class Collectives:
 
     def algorithm(self, operation: str, nbytes: int) -> str:
         """What `algorithms.choose` says for this group."""
-        return choose(operation, nbytes, self.world_size, self.topology, self._ring.crowded, self._limits)
+        return choose(operation, nbytes, self.world_size, self.topology, self._limits)
 
     # -- moving --------------------------------------------------------------------------------
 

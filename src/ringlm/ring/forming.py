@@ -14,7 +14,6 @@ import os
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -23,7 +22,6 @@ import msgspec
 from ringlm.errors import AuthenticationError, ConfigError, ConnectError, RingError
 from ringlm.ring.address import (
     Address,
-    core_count,
     interface_address,
     is_loopback,
     local_addresses,
@@ -152,11 +150,9 @@ class _Forming:
     ) -> Ring:
         config, cards, rank = self.config, self.cards, self.config.rank
         names = [f"rank {card.rank} ({reach(cards, card.rank, rank)[0]})" for card in cards]
-        machines = Counter(card.machine for card in cards)
         beat = heartbeat or Heartbeat(silence_s=math.inf)
-        crowded = any(machines[card.machine] > card.cores for card in cards)
         for sock in links.values():
-            tune(sock, crowded)
+            tune(sock)  # the cards have left them with timeouts
         far = {other for pair in relayed if rank in pair for other in pair}
         return Ring(
             rank,
@@ -166,11 +162,10 @@ class _Forming:
             listener=self.listener,
             relays=self.relays,
             timeout_s=config.timeout_s if heartbeat is None else math.inf,
-            machine_ranks=machines[cards[rank].machine],
-            crowded=crowded,
+            here=[card.rank for card in cards if card.machine == cards[rank].machine],
             relayed=relayed,
             segment_bytes=segment_bytes,
-            limits=Limits(direct_bytes, segment_bytes, direct_bytes),
+            limits=Limits(direct_bytes, segment_bytes),
         )
 
     def discard(self) -> None:
@@ -287,7 +282,6 @@ class _Forming:
             (address.host, address.port),
             machine_id(),
             network_id(),
-            core_count(),
         )
 
     def _from_store(self) -> Address:

@@ -24,7 +24,7 @@ import msgspec
 
 from ringlm.errors import AuthenticationError, ConnectError
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAGIC = b"ringlm"
 MAX_MESSAGE = 2048
 _SECRET_FLAG = 1

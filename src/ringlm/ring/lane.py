@@ -17,10 +17,9 @@ from collections.abc import Callable, Sequence
 from ringlm.errors import CollectiveTimeoutError, DesyncError
 from ringlm.ring import wire
 from ringlm.ring.link import Letter, Link
-from ringlm.ring.sockets import yield_core
+from ringlm.ring.sockets import SPIN_S, yield_core
 from ringlm.ring.wire import HEADER_BYTES
 
-SPIN_S = 50e-6
 _POLL_S = 0.5  # a sleeping rank looks this often at its deadline
 _NOW = socket.MSG_DONTWAIT
 _NOTHING = memoryview(bytearray())
@@ -253,13 +252,13 @@ class Lane:
         return DesyncError(f"{text} ({why}.)" if why else text, self.link.peer)
 
 
-def pump(lanes: Sequence[Lane], deadline: float, spin_s: float, *, received: bool = False) -> None:
+def pump(lanes: Sequence[Lane], deadline: float, *, received: bool = False) -> None:
     """Move bytes until every lane has sent and received all that it holds; with `received`, received it.
 
     Raises what `Lane.move` does, or CollectiveTimeoutError naming the first peer that is behind at
     `deadline` (on `time.perf_counter`).
     """
-    wait = Patience(deadline, spin_s)
+    wait = Patience(deadline)
     while True:
         moved = False
         for lane in lanes:
@@ -276,9 +275,8 @@ def pump(lanes: Sequence[Lane], deadline: float, spin_s: float, *, received: boo
 class Patience:
     """A wait with nothing to do: yield the core at first, then sleep until a link is ready."""
 
-    def __init__(self, deadline: float, spin_s: float) -> None:
+    def __init__(self, deadline: float) -> None:
         self._deadline = deadline
-        self._spin_s = spin_s
         self._stop = 0.0
 
     def restart(self) -> None:
@@ -294,7 +292,7 @@ class Patience:
                 late.peer,
             )
         if not self._stop:
-            self._stop = now + self._spin_s
+            self._stop = now + SPIN_S
         if now < self._stop:
             yield_core()
             return

@@ -17,7 +17,7 @@ def post(mesh: Mesh, to: int, data: memoryview, call: bytes, deadline: float) ->
     """Send; and take letters meanwhile, since the receiver may be sending too, and wait for this rank."""
     lane = mesh.lane(to, call)
     lane.send(data)
-    wait = Patience(deadline, mesh.spin_s)
+    wait = Patience(deadline)
     while True:
         head = b"" if lane.receiving else _head(lane)
         if head and wire.is_letter(head):
@@ -38,7 +38,7 @@ def fetch(mesh: Mesh, calls: Mapping[int, bytes], into: memoryview, deadline: fl
     than a letter comes from the only source.
     """
     lanes = {source: mesh.lane(source, call) for source, call in calls.items()}
-    wait = Patience(deadline, mesh.spin_s)
+    wait = Patience(deadline)
     got: list[int] = []
     promised = False  # a letter is here, or on its way to its place
     while True:

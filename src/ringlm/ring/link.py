@@ -13,7 +13,7 @@ import torch
 
 from ringlm.errors import PeerLostError
 from ringlm.ring import wire
-from ringlm.ring.sockets import yield_core
+from ringlm.ring.sockets import SPIN_S, yield_core
 from ringlm.ring.wire import HEADER_BYTES
 
 _NOW = socket.MSG_DONTWAIT
@@ -108,8 +108,8 @@ class Link:
         except OSError as error:
             raise self.lost(error) from error
 
-    def receive_first(self, into: memoryview, spin_s: float) -> int:
-        """What has arrived of header and body, waiting up to `spin_s` at a time, and asleep for the first byte
+    def receive_first(self, into: memoryview) -> int:
+        """What has arrived of header and body, waiting up to SPIN_S at a time, and asleep for the first byte
         after that; 0 for none. A whole frame mostly, so that it needs no lane."""
         sock, header, whole = self.sock, self.header, HEADER_BYTES + len(into)
         got, stop = 0, 0.0
@@ -123,7 +123,7 @@ class Link:
                 except BlockingIOError:
                     now = time.perf_counter()
                     if not stop:
-                        stop = now + spin_s
+                        stop = now + SPIN_S
                     elif now > stop:
                         break
                     yield_core()

@@ -20,15 +20,13 @@ from ringlm.ring.wire import HEADER_BYTES
 class Mesh:
     """Links by rank, in rank order.
 
-    `spin_s` is how long a waiting rank yields its core before it sleeps; a frame carries `segment_bytes`
-    at most. Times are `time.perf_counter`'s.
+    A frame carries `segment_bytes` at most. Times are `time.perf_counter`'s.
     """
 
-    def __init__(self, rank: int, links: Mapping[int, Link], spin_s: float, segment_bytes: int) -> None:
+    def __init__(self, rank: int, links: Mapping[int, Link], segment_bytes: int) -> None:
         self.rank = rank
         self.links = dict(sorted(links.items()))
         self.world_size = len(self.links) + 1
-        self.spin_s = spin_s
         self.segment_bytes = segment_bytes
 
     def lane(self, peer: int, call: bytes) -> Lane:
@@ -41,7 +39,7 @@ class Mesh:
 
     def pump(self, lanes: Sequence[Lane], deadline: float, *, received: bool = False) -> None:
         """See `lane.pump`."""
-        pump(lanes, deadline, self.spin_s, received=received)
+        pump(lanes, deadline, received=received)
 
     def swap(
         self, call: bytes, out: memoryview, dtype: torch.dtype, length: int, deadline: float
@@ -57,7 +55,7 @@ class Mesh:
             scratch, into = link.scratch(dtype, length)
             contributions.append(scratch)
             # Sleeping on one link is safe only once nothing is left to send on it.
-            got = link.receive_first(into, self.spin_s) if nbytes == whole else 0
+            got = link.receive_first(into) if nbytes == whole else 0
             if nbytes < whole or got < whole or link.header != call + wire.digest(into):
                 lane = self.lane(peer, call)
                 lane.resume(head, out, nbytes)
@@ -66,12 +64,3 @@ class Mesh:
         if rest:
             self.pump(rest, deadline)
         return contributions
-
-    def receive(self, peer: int, call: bytes, into: memoryview, deadline: float) -> None:
-        """One message of one frame, whose call must be `call`."""
-        link = self.links[peer]
-        got = link.receive_first(into, self.spin_s)
-        if got < HEADER_BYTES + len(into) or link.header != call + wire.digest(into):
-            lane = self.lane(peer, call)
-            lane.receive_rest(into, got)
-            self.pump([lane], deadline)

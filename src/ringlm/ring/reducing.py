@@ -25,27 +25,6 @@ def direct(mesh: Mesh, flat: torch.Tensor, reduction: str, call: bytes, deadline
     combine(reduction, flat, contributions, mesh.rank)
 
 
-def star(mesh: Mesh, flat: torch.Tensor, reduction: str, call: bytes, deadline: float) -> None:
-    """Rank 0 combines and answers: the fewest wake-ups when ranks share cores. One frame at most."""
-    data = wire.view(flat)
-    if mesh.rank != 0:
-        lane = mesh.lane(0, call)
-        lane.send(data)
-        mesh.pump([lane], deadline)
-        mesh.receive(0, call, data, deadline)
-        return
-    contributions = []
-    for peer, link in mesh.links.items():
-        scratch, into = link.scratch(flat.dtype, flat.numel())
-        mesh.receive(peer, call, into, deadline)
-        contributions.append(scratch)
-    combine(reduction, flat, contributions, 0)
-    lanes = mesh.lanes(call)
-    for lane in lanes.values():
-        lane.send(data)
-    mesh.pump(list(lanes.values()), deadline)
-
-
 def scattered(
     mesh: Mesh,
     parts: Sequence[torch.Tensor],

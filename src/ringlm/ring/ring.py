@@ -17,7 +17,6 @@ from ringlm.ring.algorithms import Limits
 from ringlm.ring.background import Background, Handle
 from ringlm.ring.collectives import Collectives, last_words
 from ringlm.ring.control import ControlPlane
-from ringlm.ring.lane import SPIN_S
 from ringlm.ring.link import Link
 from ringlm.ring.listener import Listener
 from ringlm.ring.mesh import Mesh
@@ -47,15 +46,13 @@ class Ring(Collectives):
         listener: Listener | None = None,
         relays: Relays | None = None,
         timeout_s: float = float("inf"),
-        machine_ranks: int = 1,
-        crowded: bool = False,
+        here: Sequence[int] = (),
         relayed: Collection[tuple[int, int]] = (),
         epoch: int = 0,
         segment_bytes: int = SEGMENT_BYTES,
         limits: Limits = Limits(),  # noqa: B008  it is immutable
     ) -> None:
-        self.machine_ranks = machine_ranks  # of the ranks, how many share this rank's machine
-        self.crowded = crowded  # a machine has more ranks than cores
+        self.here = tuple(here) or (rank,)  # the ranks on this rank's machine
         self.epoch = epoch
         self.timeout_s = timeout_s
         self.seconds = 0.0
@@ -63,7 +60,7 @@ class Ring(Collectives):
         self._links = {link.peer: link for link in links}
         self._relayed = relayed
         self._segment_bytes = segment_bytes
-        mesh = Mesh(rank, self._links, 0.0 if crowded else SPIN_S, segment_bytes)
+        mesh = Mesh(rank, self._links, segment_bytes)
         super().__init__(self, mesh, 0, "chain" if relayed else "mesh", limits)
         self._control = control
         self._listener = listener
@@ -87,7 +84,7 @@ class Ring(Collectives):
         count = self._groups[members] = self._groups.get(members, 0) + 1
         number = zlib.crc32(repr((members, count)).encode()) or 1  # the same on its ranks, without a word
         links = {index: self._links[peer] for index, peer in enumerate(members) if peer != self.rank}
-        mesh = Mesh(members.index(self.rank), links, self._mesh.spin_s, self._segment_bytes)
+        mesh = Mesh(members.index(self.rank), links, self._segment_bytes)
         chained = any(one in members and other in members for one, other in self._relayed)
         return Collectives(self, mesh, number, "chain" if chained else "mesh", self._limits)
 

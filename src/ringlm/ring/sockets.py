@@ -17,9 +17,8 @@ from ringlm.ring.address import Address, interface_address, is_loopback
 from ringlm.ring.handshake import Handshake, RefusedError
 from ringlm.ring.same_machine import connect_beside, listen_beside
 
-# Larger than 1 MiB gains nothing on loopback (docs/performance.md).
-_BUFFER_BYTES = 1 << 20
-_CROWDED_BUFFER_BYTES = 1 << 22  # where ranks take turns on a core, each gets further in its turn
+SPIN_S = 50e-6  # a rank that waits yields its core for so long before it sleeps
+_BUFFER_BYTES = 1 << 21  # two ranks need half of it; those that take turns on a core get further in theirs
 _BLOCK_S = 0.5  # a blocking call returns this often to look at its deadline
 _CONNECT_S = 5.0  # for one attempt to connect
 _KNOWN_CONNECT_S = 2.0  # to a peer that is known to listen
@@ -34,11 +33,11 @@ else:
         time.sleep(0)
 
 
-def tune(sock: socket.socket, crowded: bool = False) -> None:
+def tune(sock: socket.socket) -> None:
     """Options of every link: bounded blocking; for TCP no Nagle, keep-alive, and no pacing on loopback."""
     sock.settimeout(None)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        sock.setsockopt(socket.SOL_SOCKET, option, _CROWDED_BUFFER_BYTES if crowded else _BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
     limit = struct.pack("@ll", int(_BLOCK_S), int(_BLOCK_S % 1 * 1_000_000))
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         sock.setsockopt(socket.SOL_SOCKET, option, limit)

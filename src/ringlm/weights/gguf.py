@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ringlm.errors import ModelError
 from ringlm.weights.gguf_config import ROPE_FACTORS, config_from, hugging_face_name, is_permuted
-from ringlm.weights.gguf_header import BLOCK_FORMATS, GGUFHeader
+from ringlm.weights.gguf_header import BLOCK_FORMATS, GGUFHeader, TensorInfo
 from ringlm.weights.source import Entry, Form, bounds
 
 if TYPE_CHECKING:
@@ -36,14 +37,30 @@ class GGUFWeights:
         self._data = header.data
         self._file = header.path.name
         self.config = config_from(header)
+        self._arch: str = header.metadata["general.architecture"]
         entries: dict[str, Entry] = {}
         for info in header.tensors.values():
-            name = hugging_face_name(info.name)
+            name = hugging_face_name(info.name, self._arch)
             if name is not None:
-                entries[name] = Entry(header.path, info.ggml_type, info.shape, info.offset, info.nbytes)
-            elif info.name != ROPE_FACTORS:
-                raise ModelError(f"{self._file}: tensor {info.name!r} is not a part of a Llama model.")
+                entries.update(self._parts(header.path, name, info))
+            elif info.name not in ROPE_FACTORS:
+                raise ModelError(f"{self._file}: tensor {info.name!r} is not a part of a {self._arch} model.")
         self.entries: Mapping[str, Entry] = entries
+
+    def _parts(self, path: Path, name: str, info: TensorInfo) -> Iterator[tuple[str, Entry]]:
+        """The tensor, or each expert's part of it under a name of its own."""
+        if "*" not in name:
+            yield name, Entry(path, info.ggml_type, info.shape, info.offset, info.nbytes)
+            return
+        experts = self.config.get("num_local_experts")
+        if len(info.shape) != 3 or info.shape[0] != experts:
+            raise ModelError(
+                f"{self._file}: tensor {info.name!r} has the shape {list(info.shape)}, not {experts} experts' matrices."
+            )
+        nbytes = info.nbytes // experts
+        for expert in range(experts):
+            entry = Entry(path, info.ggml_type, info.shape[1:], info.offset + expert * nbytes, nbytes)
+            yield name.replace("*", str(expert)), entry
 
     @property
     def nbytes(self) -> int:
@@ -112,7 +129,7 @@ class GGUFWeights:
         self, name: str, entry: Entry, start: int, stop: int, read: Callable[[int, int], torch.Tensor]
     ) -> torch.Tensor:
         """Rows [start, stop), out of ggml's rotary order where they are in it; whole heads are read for that."""
-        if not is_permuted(name):
+        if not is_permuted(name, self._arch):
             return read(start, stop)
         heads = self.config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
         if heads < 1 or entry.shape[0] % (2 * heads):

@@ -38,7 +38,7 @@ def unpack_from(sample: Callable[[int], Product], columns: int) -> int:
     """The fewest rows (rows, columns) for which unpacking is faster, NEVER if it is not. `sample` gives the product
     with some matrix that is unpacked from so many rows on. Measured the first time, later read from the cache."""
     path = cache_dir() / "products.json"
-    key = f"{_processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    key = f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     kept = _read(path)
     if key not in kept.unpack_from:
         kept.unpack_from[key] = _measure(sample(NEVER), sample(0), columns)
@@ -79,7 +79,7 @@ def _measure(by_bytes: Product, by_unpacking: Product, columns: int) -> int:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
     """Its name and instructions, as far as the system tells."""
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):

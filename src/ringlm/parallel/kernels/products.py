@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from ringlm.parallel.kernels import instructions as at
 from ringlm.parallel.kernels.instructions import F16, F32, I8, I64, LANES, constant, load, spread, vector
-from ringlm.parallel.kernels.rows import BLOCK, rms_norm, round_activations, silu_multiply, words
+from ringlm.parallel.kernels.rows import BLOCK, gate_multiply, rms_norm, round_activations, words
 
 TOKENS: Final = 4  # in a tile of registers
 _PANEL: Final = 8  # blocks of rows that stay in the cache while all tokens pass
@@ -150,13 +150,14 @@ _product_0, _product_1, _product_2, _product_3 = (_compile(form) for form in ran
 # What to do with the activations first.
 PLAIN: Final = 0
 NORM: Final = 1  # their RMS norm
-GATE: Final = 2  # silu of the first half of a row times the second
-_SEGMENT_WORDS: Final = 6
-_HEAD_WORDS: Final = 7
+SILU_GATE: Final = 2  # silu of the first half of a row times the second
+GELU_GATE: Final = 3
+SEGMENT_WORDS: Final = 6
+HEAD_WORDS: Final = 7
 
 
 @njit(cache=True, nogil=True)
-def _multiply(form, c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride):
+def multiply(form, c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride):
     if form == 0:
         _product_0(c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
     elif form == 1:
@@ -171,7 +172,7 @@ def _multiply(form, c, s, m, xc, xs, xt, out, first, last, blocks, tokens, strid
 def _multiply_by_threads(threads, form, c, s, m, xc, xs, xt, out, row_blocks, blocks, tokens, stride):
     for part in prange(threads):
         first, last = row_blocks * part // threads, row_blocks * (part + 1) // threads
-        _multiply(form, c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
+        multiply(form, c, s, m, xc, xs, xt, out, first, last, blocks, tokens, stride)
 
 
 def work_bytes(tokens: int, columns: int, blocks: int) -> int:
@@ -182,7 +183,7 @@ def work_bytes(tokens: int, columns: int, blocks: int) -> int:
 @njit(cache=True, nogil=True)
 def prepare(plan, x, x_stride, tokens, eps, work):
     """The norm or gate that `plan` asks for, then rounding; addresses of codes, scales and sums."""
-    head = carray(words(plan), (_HEAD_WORDS,))
+    head = carray(words(plan), (HEAD_WORDS,))
     kind, columns, lead, blocks, weight = head[0], head[1], head[2], head[3], head[5]
     scales = work + tokens * columns * 4
     sums = scales + tokens * blocks * 4
@@ -190,8 +191,8 @@ def prepare(plan, x, x_stride, tokens, eps, work):
     if kind == NORM:
         rms_norm(x, weight, tokens, columns, eps, work)
         x = work
-    elif kind == GATE:
-        silu_multiply(x, tokens, columns, x_stride, work)
+    elif kind != PLAIN:
+        gate_multiply(x, tokens, columns, x_stride, kind == GELU_GATE, work)
         x = work
     round_activations(x, tokens, columns, lead, blocks, codes, scales, sums)
     return codes, scales, sums
@@ -201,16 +202,16 @@ def prepare(plan, x, x_stride, tokens, eps, work):
 def linear(plan, x, x_stride, tokens, eps, work, out):
     """A packed matrix times `tokens` activations at `x`, `x_stride` elements apart: float32 at `out`.
 
-    `plan` has int64 words: kind (PLAIN, NORM or GATE), columns, lead (columns of the first block that lie before the
+    `plan` has int64 words: kind (PLAIN, NORM or a gate), columns, lead (columns of the first block that lie before the
     matrix), blocks, elements from one token's result to the next, the norm's weight, the number of segments; then for
     each segment of rows its form, codes, scales, minimums, rows, and blocks of LANES rows. Addresses are integers;
     `work` has room for `work_bytes`.
     """
     codes, scales, sums = prepare(plan, x, x_stride, tokens, eps, work)
-    head = carray(words(plan), (_HEAD_WORDS,))
+    head = carray(words(plan), (HEAD_WORDS,))
     for segment in range(head[6]):
-        p = carray(words(plan + (_HEAD_WORDS + segment * _SEGMENT_WORDS) * 8), (_SEGMENT_WORDS,))
-        _multiply(p[0], p[1], p[2], p[3], codes, scales, sums, out, 0, p[5], head[3], tokens, head[4])
+        p = carray(words(plan + (HEAD_WORDS + segment * SEGMENT_WORDS) * 8), (SEGMENT_WORDS,))
+        multiply(p[0], p[1], p[2], p[3], codes, scales, sums, out, 0, p[5], head[3], tokens, head[4])
         out += p[4] * 4
 
 
@@ -220,8 +221,8 @@ def linear_by_threads(
     """`linear` by several threads; `plan` are the words at `address`."""
     set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
     rounded = prepare(address, x, x_stride, tokens, eps, work)
-    for first in range(_HEAD_WORDS, len(plan), _SEGMENT_WORDS):
-        form, codes, scales, minimums, rows, row_blocks = plan[first : first + _SEGMENT_WORDS]
+    for first in range(HEAD_WORDS, len(plan), SEGMENT_WORDS):
+        form, codes, scales, minimums, rows, row_blocks = plan[first : first + SEGMENT_WORDS]
         _multiply_by_threads(
             threads, form, codes, scales, minimums, *rounded, out, row_blocks, plan[3], tokens, plan[4]
         )

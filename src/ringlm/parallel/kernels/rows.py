@@ -16,6 +16,7 @@ from ringlm.parallel.kernels.instructions import F32, I8, I32, I64, LANES, const
 
 BLOCK: Final = 32  # columns that share a scale
 FAST: Final = {"reassoc", "nsz", "contract"}  # sums in any order; infinities and NaN keep their meaning
+_GELU: Final = 2 * math.sqrt(2 / math.pi)  # (1 + tanh(x)) / 2 is 1 / (1 + exp(-2 x))
 _LOG2_E: Final = 1 / math.log(2)
 _LN2_HIGH: Final = 0.693359375  # few bits, so that a product with a small integer is exact
 _LN2_LOW: Final = math.log(2) - _LN2_HIGH
@@ -76,13 +77,19 @@ def rms_norm(x, weight, rows, size, eps, out):
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def silu_multiply(gate_up, rows, size, stride, out):
-    """out = gate / (1 + exp(-gate)) * up for rows of `size` gates and as many ups, `stride` apart."""
+def gate_multiply(gate_up, rows, size, stride, gelu, out):
+    """out = gate / (1 + exp(-u)) * up for rows of `size` gates and as many ups, `stride` apart: u is the gate itself
+    (silu), or what makes this GELU by tanh."""
     source, result = carray(floats(gate_up), (rows, stride)), carray(floats(out), (rows, size))
     whole = size // LANES * LANES
     for row in range(rows):
-        for column in range(size):
-            result[row, column] = -source[row, column]
+        if gelu:
+            for column in range(size):
+                gate = source[row, column]
+                result[row, column] = np.float32(-_GELU) * gate * (np.float32(1) + np.float32(0.044715) * gate * gate)
+        else:
+            for column in range(size):
+                result[row, column] = -source[row, column]
         for column in range(0, whole, LANES):
             exp_lanes(out + (row * size + column) * 4)
         for column in range(whole, size):

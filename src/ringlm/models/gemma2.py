@@ -1,0 +1,37 @@
+"""Gemma 2: norms before and after attention and the MLP, soft caps, and every second layer with a window
+(arXiv:2408.00118).
+
+Norms multiply by 1 + weight, the embedding is scaled by the root of its width, and the MLP's gate is GELU. Scores and
+logits are capped by a tanh; scores are scaled by query_pre_attn_scalar. transformers' Gemma2ForCausalLM is the
+reference. Split as Llama is.
+"""
+
+from __future__ import annotations
+
+from ringlm.models.causal_lm import CausalLM
+from ringlm.models.config import ModelConfig
+from ringlm.models.layers import Block, LayerBuilder, causal_lm
+from ringlm.models.llama import attention_split, mlp_split
+from ringlm.models.loader import ShardLoader
+from ringlm.parallel.shard import RankShard
+
+
+def build(config: ModelConfig, shard: RankShard, load: ShardLoader) -> CausalLM:
+    """This rank's part of the model."""
+    return causal_lm(config, shard, load, block)
+
+
+def block(layer: LayerBuilder) -> Block:
+    """Four norms: the names say before and after what."""
+    return Block(
+        layer.attention(
+            *attention_split(layer),
+            before=layer.norm("input_layernorm"),
+            after=layer.norm("post_attention_layernorm"),
+        ),
+        layer.mlp(
+            *mlp_split(layer),
+            before=layer.norm("pre_feedforward_layernorm"),
+            after=layer.norm("post_feedforward_layernorm"),
+        ),
+    )

@@ -1,0 +1,36 @@
+"""Gemma 3, text only: Gemma 2 with a norm on each query and key head instead of soft caps (arXiv:2503.19786).
+
+Five layers with a window come before each one without, and have a rope of their own. transformers' Gemma3ForCausalLM is
+the reference. Split as Llama is; every rank holds the heads' norms.
+"""
+
+from __future__ import annotations
+
+from ringlm.models.causal_lm import CausalLM
+from ringlm.models.config import ModelConfig
+from ringlm.models.layers import Block, LayerBuilder, causal_lm
+from ringlm.models.llama import attention_split, mlp_split
+from ringlm.models.loader import ShardLoader
+from ringlm.parallel.shard import RankShard
+
+
+def build(config: ModelConfig, shard: RankShard, load: ShardLoader) -> CausalLM:
+    """This rank's part of the model."""
+    return causal_lm(config, shard, load, block)
+
+
+def block(layer: LayerBuilder) -> Block:
+    """As Gemma 2's, with norms on the heads."""
+    return Block(
+        layer.attention(
+            *attention_split(layer),
+            before=layer.norm("input_layernorm"),
+            after=layer.norm("post_attention_layernorm"),
+            heads=layer.norm_of_each_head(),
+        ),
+        layer.mlp(
+            *mlp_split(layer),
+            before=layer.norm("pre_feedforward_layernorm"),
+            after=layer.norm("post_feedforward_layernorm"),
+        ),
+    )

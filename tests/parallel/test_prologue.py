@@ -1,0 +1,37 @@
+"""Norms and gates, compiled or by torch, against what they stand for in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ringlm.parallel.prologue import Gate, RmsNorm
+
+
+@pytest.mark.parametrize("columns", [1, 7, 8, 50])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_gates(columns: int, rows: int) -> None:
+    wide = torch.randn(rows, 2 * columns + 3) * 3
+    wide[0, 0], wide[-1, columns - 1] = 300.0, -300.0
+    x = wide[:, : 2 * columns]  # rows that are not side by side
+    gate, up = x.double().chunk(2, 1)
+    for found, exact in (
+        (Gate()(x), F.silu(gate) * up),
+        (Gate(gelu=True)(x), F.gelu(gate, approximate="tanh") * up),
+        (Gate()(x.double()), F.silu(gate) * up),
+        (Gate(gelu=True)(x.double()), F.gelu(gate, approximate="tanh") * up),
+    ):
+        torch.testing.assert_close(found.double(), exact, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_of_heads_in_place(tokens: int, dtype: torch.dtype) -> None:
+    heads = torch.randn(tokens, 5, 6).to(dtype)
+    before = heads.double()
+    norm = RmsNorm(torch.rand(6) + 0.5, 1e-6)  # float32, as 1 + a weight is, whatever the activations
+    norm.in_place(heads[:, 1:3])
+    exact = F.rms_norm(before[:, 1:3], (6,), norm.weight.double(), 1e-6)
+    torch.testing.assert_close(heads[:, 1:3], exact.to(dtype))
+    assert torch.equal(heads[:, [0, 3, 4]].double(), before[:, [0, 3, 4]])
