@@ -135,8 +135,9 @@ def _fingerprint(header: GGUFHeader) -> str:
     import tokenizers
     import transformers
 
-    end = min((tensor.offset for tensor in header.tensors.values()), default=len(header.data))
-    digest = hashlib.blake2b(header.data[:end], digest_size=16)
+    data = header.data[header.path]
+    end = min((tensor.offset for tensor in header.tensors.values() if tensor.path == header.path), default=len(data))
+    digest = hashlib.blake2b(data[:end], digest_size=16)
     digest.update(f"{transformers.__version__} {tokenizers.__version__}".encode())
     digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()
