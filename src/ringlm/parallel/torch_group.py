@@ -153,8 +153,8 @@ class TorchGroup:
             self.seconds += time.perf_counter() - started
 
     def _finish(self, work: Any, tensor: torch.Tensor) -> None:
-        """Wait until `work` is done and its result is in `tensor`. With NCCL what follows is only queued behind it, until
-        `gather` needs the result: with a limit, its wait would look once a millisecond."""
+        """Wait until `work` is done and its result is in `tensor`. With NCCL what follows is only queued behind it,
+        until `gather` needs the result: with a limit, its wait would look once a millisecond."""
         if tensor.is_cuda and self._backend == "nccl":
             work.wait()
             return
