@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ringlm.cluster import memory
@@ -76,6 +77,17 @@ def test_all_ranks_are_refused_in_the_same_words(tiny_llama: Path) -> None:
     run_ranks(2, rank)
     assert words[0] == words[1]
     assert words[0].startswith("rank 1 needs 0.")
+
+
+@pytest.mark.parametrize(("others", "led"), [("a", False), ("b", True)])
+def test_rank_0_leads_where_hardware_differs(tiny_llama: Path, others: str, led: bool) -> None:
+    files = open_model(tiny_llama)
+
+    def rank(comm: Communicator) -> bool:
+        mine = msgspec.structs.replace(capable(comm.rank, GB), hardware=others if comm.rank else "a")
+        return decide_together(comm, files, mine).led
+
+    assert run_ranks(3, rank) == [led] * 3
 
 
 def test_a_ring_that_does_not_fit_is_refused_before_it_loads(tiny_llama: Path, tmp_path: Path) -> None:

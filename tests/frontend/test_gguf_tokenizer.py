@@ -96,7 +96,9 @@ def sentencepiece(prefix: bool) -> Tokenizer:
     return found
 
 
-def write(path: Path, original: Tokenizer, kind: str, pre: str, **flags: bool) -> Path:
+def write(
+    path: Path, original: Tokenizer, kind: str, pre: str, templates: list[dict[str, str]] | None = None, **flags: bool
+) -> Path:
     """What a converter writes of a tokenizer, and no tensor."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model(kind)
@@ -111,6 +113,8 @@ def write(path: Path, original: Tokenizer, kind: str, pre: str, **flags: bool) -
     else:
         writer.add_token_scores([-float(index) for index in range(len(names))])
     writer.add_bos_token_id(original.token_to_id("<|end|>"))
+    if templates is not None:
+        writer.add_chat_template(templates)
     for name, flag in flags.items():
         writer.add_bool(f"tokenizer.ggml.{name}", flag)
     finish(writer)
@@ -161,3 +165,16 @@ def test_a_kind_that_is_not_known_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.gguf", byte_level("gpt-2"), "gpt2", "martian")
     with pytest.raises(ModelError, match=r"a\.gguf: how its tokenizer splits text is not known here: .*'martian'"):
         opened(path)
+
+
+def test_several_templates(tmp_path: Path) -> None:
+    original = byte_level("gpt-2")
+    tools, default = (
+        {"name": "tool_use", "template": "?"},
+        {"name": "default", "template": "!{{ messages[0].content }}"},
+    )
+    found = opened(write(tmp_path / "a.gguf", original, "gpt2", "gpt-2", [tools, default]))
+    assert found.chat([{"role": "user", "content": "Hi"}]) == found.encode("!Hi")
+    assert found.chat([{"role": "user", "content": "Hi"}], tools=[{"name": "f"}]) == found.encode("?")
+    with pytest.raises(ModelError, match="has the chat templates tool_use and none by default"):
+        opened(write(tmp_path / "b.gguf", original, "gpt2", "gpt-2", [tools])).check_chat_template()

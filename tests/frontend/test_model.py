@@ -63,7 +63,7 @@ def test_not_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not a GGUF file"):
         resolve(str(tmp_path / "x.gguf"))
     (tmp_path / "y.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelError, match="2 GGUF files"):
+    with pytest.raises(ModelError, match="2 GGUF models"):
         resolve(str(tmp_path))
     with pytest.raises(ConfigError, match="empty"):
         resolve("")

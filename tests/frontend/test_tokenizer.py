@@ -71,6 +71,25 @@ def test_a_folder_without_tokenizer_works_with_ids(tmp_path: Path, monkeypatch: 
         Tokenizer.open(Model(tmp_path, "plain"))
 
 
+def test_a_sentencepiece_tokenizer_is_converted(tmp_path: Path) -> None:
+    """Where the two packages are installed; they are no part of the tests' own set-up."""
+    spm = pytest.importorskip("sentencepiece")
+    pytest.importorskip("google.protobuf")
+    options = {"vocab_size": 900, "model_type": "bpe", "byte_fallback": True, "minloglevel": 2}
+    identity = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    corpus = Path(__file__).parents[2] / "docs" / "performance.md"
+    spm.SentencePieceTrainer.train(input=corpus, model_prefix=tmp_path / "tokenizer", **options, **identity)
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    found, theirs = opened(tmp_path), spm.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for text in ("Two ranks are 1.30x", "x  y\n\nz 漢字", "Hi"):
+        assert found.encode(text, special=False) == theirs.encode(text)
+        assert found.decode(theirs.encode(text)) == text
+    settings.write_text('{"tokenizer_class": "AutoModel"}')
+    with pytest.raises(ModelError, match="names no tokenizer_class of transformers"):
+        opened(tmp_path)
+
+
 def test_a_damaged_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be read"):

@@ -63,7 +63,6 @@ def test_dimensions() -> None:
         ({"rope_theta": 1.0}, "theta must be above 1"),
         ({"rope_scaling": {"rope_type": "factors", "factors": [1.0]}}, "1 factors for 8 frequencies"),
         ({"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4.0}}, "low_freq_factor must be below"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized by 'gptq' are not supported"),
     ],
 )
 def test_mistakes(changes: dict[str, Any], message: str) -> None:

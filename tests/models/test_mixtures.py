@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from ringlm.errors import ModelError
@@ -13,7 +14,7 @@ from ringlm.models.batch import Batch
 from ringlm.models.config import read_config
 from ringlm.parallel.communicator import Alone
 from ringlm.weights import open_model
-from tests.models.reference import assert_same, expected, load, prompt, ring_greedy, save
+from tests.models.reference import assert_same, expected, generate, load, prompt, ring_greedy, save
 from tests.parallel.local import run_ranks
 
 EXPERTS = {"num_experts": 7, "num_experts_per_tok": 2, "moe_intermediate_size": 21}
@@ -36,6 +37,19 @@ def test_a_step_reduces_as_often_as_without_experts(folder: Path) -> None:
 
     assert run_ranks(3, lambda comm: calls(comm, False)) == [{"all_reduce": 2 * 2 + 1}] * 3
     assert run_ranks(3, lambda comm: calls(comm, True)) == [{"all_reduce": 2 * 2 + 1, "broadcast_bytes": 2}] * 3
+
+
+@pytest.mark.parametrize("weights", [(2.0, 1.0), (1.0, 0.0), (0.0, 1.0, 3.0)])
+def test_unequal_splits(folder: Path, weights: tuple[float, ...]) -> None:
+    files = open_model(folder)
+    theirs = expected(folder, PROMPTS, 8)
+    assert_same(ring_greedy(folder, len(weights), PROMPTS, 8, weights=weights), theirs)
+
+    def packed(comm: Any) -> torch.Tensor:
+        return generate(load(files, comm, weights, bits=8), comm, PROMPTS, 1)[0].logits[0]
+
+    for ours in run_ranks(len(weights), packed):
+        assert torch.cosine_similarity(ours, theirs[0].logits[0], dim=0) > 0.99
 
 
 def test_mixtral_in_the_words_of_others(tmp_path: Path) -> None:

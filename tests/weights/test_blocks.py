@@ -14,12 +14,16 @@ from hypothesis import strategies as st
 
 from ringlm.errors import ModelError
 from ringlm.weights import open_model
-from ringlm.weights.blocks import _DECODERS
+from ringlm.weights.blocks import _DECODERS, dequantize
+from ringlm.weights.blocks import packed as blocks_packed
 from ringlm.weights.gguf_header import BLOCK_FORMATS
 from ringlm.weights.packed import BLOCK, Packed, unpack
 from tests.weights.write_gguf import K_TYPES, write_tensors
 
-BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 8, "Q5_1": 8, "Q8_0": 8, "Q4_K": 4, "Q5_K": 8, "Q6_K": 8}
+BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 8, "Q5_1": 8, "Q8_0": 8, "Q4_K": 4, "Q5_K": 8, "Q6_K": 8} | {
+    "IQ4_NL": 8,
+    "MXFP4": 8,
+}
 WITH_MINIMUMS = {"Q4_1", "Q5_1", "Q4_K", "Q5_K"}
 EMBEDDING, QUERY, KEY = "model.embed_tokens.weight", *(f"model.layers.0.self_attn.{n}_proj.weight" for n in "qk")
 
@@ -111,6 +115,19 @@ def test_q6_k_keeps_the_codes_of_the_larger_scale(tmp_path: Path) -> None:
         error = (unpack(packed).view(-1, 2, 16) - truth).abs().amax((1, 2))
         step = scales.abs().amax(1) / 4
         assert (error <= step * (0.5 + 129 * 2.0**-11)).all()  # to the nearest code, and the scale's own rounding
+
+
+def test_the_scales_of_mxfp4_are_exact_where_float16_holds_them() -> None:
+    blocks = torch.full((256, 17), 0x11, dtype=torch.uint8)
+    blocks[:, 0] = torch.arange(256)
+    truth = torch.from_numpy(gguf.quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType.MXFP4))
+    assert torch.equal(dequantize(blocks, "MXFP4"), truth)
+    found = unpack(blocks_packed(blocks.unsqueeze(1), "MXFP4"))
+    exponents = torch.arange(256) - 128
+    held = (exponents >= -24) & (exponents < 16)
+    assert torch.equal(found[held], truth[held])
+    assert not found[exponents < -24].any()
+    assert not found[exponents >= 16].isfinite().all(1).any()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,8 @@ HEADERS = {
     "a list": (raw([]), "its header is damaged"),
     "no offsets": (raw({"t": {"dtype": "F32", "shape": [1]}}), "its header is damaged"),
     "an unknown type": (
-        raw({"t": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}, bytes(4)),
-        "tensor 't' is of type F8_E4M3; supported are",
+        raw({"t": {"dtype": "F8_E5M2", "shape": [4], "data_offsets": [0, 4]}}, bytes(4)),
+        "tensor 't' is of type F8_E5M2; supported are",
     ),
     "a wrong length": (
         raw({"t": {"dtype": "F32", "shape": [4], "data_offsets": [0, 4]}}, bytes(4)),
@@ -100,8 +101,13 @@ def test_damaged_headers(tmp_path: Path, name: str) -> None:
     content, message = HEADERS[name]
     folder = folder_with(tmp_path / "m", {})
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelError) as caught:
-        open_model(folder)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError) as caught:
+            open_model(folder)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
     assert str(caught.value).startswith("model.safetensors: ")
     assert message in str(caught.value)
 
@@ -165,7 +171,7 @@ def test_which_format_it_is(tmp_path: Path) -> None:
         open_model(empty)
     for name in ("a.gguf", "b.gguf"):
         (empty / name).touch()
-    with pytest.raises(ConfigError, match="holds 2 GGUF files"):
+    with pytest.raises(ConfigError, match="holds 2 GGUF models"):
         open_model(empty)
 
 
@@ -189,3 +195,27 @@ def test_the_tokens_that_end_an_answer(tmp_path: Path) -> None:
     assert "eos_token_id" not in open_model(folder).config
     (folder / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
     assert open_model(folder).config["eos_token_id"] == [5, 7]
+
+
+def test_tensors_between_words(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "m", {})
+    values = torch.randn(6)
+    entry = {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]}
+    for blank in range(4):
+        header = json.dumps({"t": entry}).encode() + b" " * blank
+        (folder / "model.safetensors").write_bytes(raw(header, values.numpy().tobytes()))
+        assert torch.equal(open_model(folder).tensors.read("t", slice(1, 5)), values[1:5])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_pages_are_let_go_once_they_are_copied(tmp_path: Path) -> None:
+    source = open_model(folder_with(tmp_path / "m", {"t": torch.ones(32_768, 256)})).tensors  # 32 MB
+    before = mapped_bytes()
+    assert source.read("t", columns=slice(0, 1)).sum() == 32_768  # touches every page
+    assert mapped_bytes() - before < 8_000_000
+
+
+def mapped_bytes() -> int:
+    """Of files, resident in this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssFile")).split()[1]) * 1024

@@ -12,9 +12,10 @@ import numpy as np
 
 from ringlm.weights.gguf_config import hugging_face_name
 
-SIMPLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # gguf can write them
-K_TYPES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where float16 factors lie in a block
-TYPES = {name: gguf.GGMLQuantizationType[name] for name in (*SIMPLE, *K_TYPES)}
+SIMPLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4")  # gguf can write them
+K_TYPES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+FACTORS = {"IQ4_NL": (0,)} | K_TYPES  # where float16 factors lie in a block
+TYPES = {name: gguf.GGMLQuantizationType[name] for name in (*SIMPLE, *FACTORS)}
 
 ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}
 
@@ -24,15 +25,18 @@ def permute(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def write_model(folder: Path, path: Path, types: dict[str, str] | None = None, default: str = "F32") -> Path:
-    """The model in `folder` as a GGUF file; `types` are by a layer's last name, vectors are F32."""
+def write_model(
+    folder: Path, path: Path, types: dict[str, str] | None = None, default: str = "F32", in_a_part: int = 0
+) -> Path:
+    """The model in `folder` as a GGUF file, or as several with `in_a_part` tensors each; `types` are by a layer's last
+    name, vectors are F32."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     config = model.config
     arch = ARCHITECTURES.get(config.model_type, config.model_type)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=in_a_part)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -113,13 +117,13 @@ def _add_windows_and_rope(writer: gguf.GGUFWriter, arch: str, config: Any) -> No
 
 
 def encode(data: np.ndarray, kind: str) -> np.ndarray:
-    """The rows of `data` as GGUF stores them in `kind`; for K types random blocks of the same shape."""
-    if kind not in K_TYPES:
+    """The rows of `data` as GGUF stores them in `kind`; random blocks of the same shape where gguf cannot."""
+    if kind not in FACTORS:
         return gguf.quants.quantize(np.ascontiguousarray(data), TYPES[kind])
     random = np.random.default_rng(data.size)
-    nbytes = gguf.GGML_QUANT_SIZES[TYPES[kind]][1]
-    raw = random.integers(0, 256, (data.size // 256, nbytes), np.uint8)
-    for place in K_TYPES[kind]:
+    size, nbytes = gguf.GGML_QUANT_SIZES[TYPES[kind]]
+    raw = random.integers(0, 256, (data.size // size, nbytes), np.uint8)
+    for place in FACTORS[kind]:
         raw[:, place : place + 2] = random.uniform(1e-5, 1e-3, (len(raw), 1)).astype(np.float16).view(np.uint8)
     return raw.reshape(*data.shape[:-1], -1)
 

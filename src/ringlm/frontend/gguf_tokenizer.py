@@ -45,7 +45,7 @@ def read(path: Path) -> PreTrainedTokenizerFast | None:
     from transformers import PreTrainedTokenizerFast
 
     cached = cache_dir() / "tokenizers" / _fingerprint(header) / "tokenizer.json"
-    settings: dict[str, Any] = {"chat_template": metadata.get("tokenizer.chat_template")}
+    settings: dict[str, Any] = {"chat_template": _templates(metadata)}
     tokens = metadata["tokenizer.ggml.tokens"]
     for ours, theirs in _SPECIAL.items():
         token = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
@@ -57,6 +57,18 @@ def read(path: Path) -> PreTrainedTokenizerFast | None:
     with contextlib.suppress(OSError), atomic_write(cached) as file:  # without a cache it only takes longer
         file.write(fast.backend_tokenizer.to_str().encode())
     return fast
+
+
+def _templates(metadata: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """The chat template, or several by their names."""
+    default = metadata.get("tokenizer.chat_template")
+    names = [
+        name for name in metadata.get("tokenizer.chat_templates", ()) if f"tokenizer.chat_template.{name}" in metadata
+    ]
+    if not names:
+        return default
+    named = {name: metadata[f"tokenizer.chat_template.{name}"] for name in names}
+    return named if default is None else named | {"default": default}
 
 
 def _build(path: Path, metadata: Mapping[str, Any], settings: dict[str, Any]) -> PreTrainedTokenizerFast:
@@ -123,8 +135,9 @@ def _fingerprint(header: GGUFHeader) -> str:
     import tokenizers
     import transformers
 
-    end = min((tensor.offset for tensor in header.tensors.values()), default=len(header.data))
-    digest = hashlib.blake2b(header.data[:end], digest_size=16)
+    data = header.data[header.path]
+    end = min((tensor.offset for tensor in header.tensors.values() if tensor.path == header.path), default=len(data))
+    digest = hashlib.blake2b(data[:end], digest_size=16)
     digest.update(f"{transformers.__version__} {tokenizers.__version__}".encode())
     digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()

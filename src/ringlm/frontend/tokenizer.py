@@ -137,10 +137,9 @@ def _from_folder(folder: Path) -> PreTrainedTokenizerFast | None:
             raise
         except Exception as error:  # the Rust library raises bare Exception
             raise ModelError(f"{folder}: the tokenizer cannot be read: {error}") from error
-    if (
-        not fast.chat_template and (folder / "chat_template.json").is_file()
-    ):  # transformers reads it for processors only
-        fast.chat_template = _legacy_template(folder / "chat_template.json")
+    older = folder / "chat_template.json"  # which transformers reads for processors only
+    if not fast.chat_template and older.is_file():
+        fast.chat_template = _setting(older, "chat_template")
     return fast
 
 
@@ -152,7 +151,16 @@ def _converted(folder: Path, transformers: Any) -> PreTrainedTokenizerFast:
             f"{folder} has tokenizer.model but no tokenizer.json, and it takes the packages sentencepiece and protobuf "
             "to read that: pip install sentencepiece protobuf"
         )
-    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # AutoTokenizer would load torch. Only a class of transformers' own is taken, whatever the folder names.
+    name = _setting(folder / "tokenizer_config.json", "tokenizer_class").removesuffix("Fast")
+    kind: Any = getattr(transformers, name, None)
+    known = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerFast)
+    if not known:
+        raise ModelError(
+            f"{folder}: tokenizer_config.json names no tokenizer_class of transformers to read tokenizer.model by; "
+            "save the tokenizer with transformers, which writes tokenizer.json."
+        )
+    return kind.from_pretrained(folder, local_files_only=True)
 
 
 def _is_installed(module: str) -> bool:
@@ -162,11 +170,12 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _legacy_template(path: Path) -> str:
+def _setting(path: Path, key: str) -> str:
+    """The text `key` of a JSON file; ModelError where there is none."""
     try:
-        return str(json.loads(path.read_bytes())["chat_template"])
+        return str(json.loads(path.read_bytes())[key])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: holds no chat template: {error}.") from error
+        raise ModelError(f"{path}: holds no {key}: {error}.") from error
 
 
 def _read_template(path: Path) -> str:

@@ -72,7 +72,6 @@ class _Config(msgspec.Struct):
     attention_output_bias: bool | None = None  # ours, for GGUF: where it differs from attention_bias
     mlp_bias: bool = False
     eos_token_id: int | list[int] | None = None
-    quantization_config: dict[str, Any] | None = None
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
@@ -80,7 +79,10 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     names = config.get("architectures")
     architecture = names[0] if isinstance(names, list) and names else None
     if not isinstance(architecture, str) or architecture not in FAMILIES:
-        raise ModelError(f"config.json: architecture {architecture!r} is not known; known are {', '.join(FAMILIES)}.")
+        code = " The code that its folder brings along is never run." if "auto_map" in config else ""
+        raise ModelError(
+            f"config.json: architecture {architecture!r} is not known; known are {', '.join(FAMILIES)}.{code}"
+        )
     config = {**FAMILIES[architecture].defaults, **config}
     try:
         raw = msgspec.convert(config, _Config)
@@ -91,9 +93,6 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         mixture = read_mixture(config)
     except msgspec.ValidationError as error:
         raise ModelError(f"config.json: {error}.") from error
-    if raw.quantization_config is not None:
-        method = raw.quantization_config.get("quant_method")
-        raise ModelError(f"config.json: weights quantized by {method!r} are not supported. Use the unquantized model.")
     activation = raw.hidden_activation or raw.hidden_act
     if activation not in ACTIVATIONS:
         raise ModelError(f"config.json: hidden_act {activation!r} is not supported; {' and '.join(ACTIVATIONS)} are.")

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from ringlm.weights.files import ModelFiles
 from ringlm.weights.source import WeightSource
 
 __all__ = ["ShardLoader", "dimensions", "load_model"]
+
+_TILE: Final = 1 << 20  # elements that are copied at a time into a matrix of several parts
 
 
 def load_model(
@@ -155,11 +158,13 @@ class ShardLoader:
             return self._read(f"{parts[0].name}.weight", parts[0].rows, parts[0].columns)
         rows = sum(len(part.rows) for part in parts)
         stacked = torch.empty(rows, len(parts[0].columns), dtype=self.dtype, device=self.device)
+        height = max(1, _TILE // max(1, len(parts[0].columns)))
         top = 0
         for part in parts:
-            bottom = top + len(part.rows)
-            stacked[top:bottom] = self._read(f"{part.name}.weight", part.rows, part.columns)
-            top = bottom
+            for first in range(part.rows.start, part.rows.stop, height):
+                tile = Range(first, min(first + height, part.rows.stop))
+                stacked[top : top + len(tile)] = self._read(f"{part.name}.weight", tile, part.columns)
+                top += len(tile)
         return stacked
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from ringlm.models.config import read_config
+from ringlm.models.config import ModelConfig, read_config
 from ringlm.parallel.shard import UNIT, Range, RankShard, ShardPlan
 from ringlm.weights.files import ModelFiles
 from ringlm.weights.source import Form
@@ -76,30 +76,18 @@ def holdings(
     """By rank, what `load_model` would hold on its device, and a cache of `context` positions."""
     config, tensors = read_config(files.config), files.tensors
     ignored = tuple(name for name in IGNORED if config.tied or name != "lm_head.weight")
-    names = [name for name in tensors.names() if not name.endswith(ignored)]
+    named = [_Named.of(name, files, config, bits) for name in tensors.names() if not name.endswith(ignored)]
     item, whole = _DTYPE_BYTES[dtype], _whole(plan)
     found = []
     for shard, device in zip(plan.ranks, devices, strict=True):
         dense = 0
         packed: Counter[tuple[str, int, Form]] = Counter()  # rows that lie together, by module, blocks of a row, form
-        for name in names:
-            layer, _, kind = name.rpartition(".")
-            cut, shape = _cut(layer), tensors.shape(name)
-            if layer.endswith("_norm") and shape == (config.head_dim,):
-                cut = None  # every head's, whichever rank has it
-            rows, columns = Range(0, shape[0]), Range(0, shape[-1]) if len(shape) > 1 else Range(0, 1)
-            if cut is not None and cut.by_rows:
-                rows = _scaled(rows, cut.ranges(shard), cut.ranges(whole))
-            elif cut is not None and kind == "weight":
-                columns = _scaled(columns, cut.ranges(shard), cut.ranges(whole))
-            if bits is None or cut is None or len(shape) == 1:
-                exact = config.norm_offset and layer.endswith("norm")  # kept in float32
-                dense += len(rows) * len(columns) * (4 if exact else item)
-                continue
-            fewest = 8 if layer.endswith(_VOCABULARY) else bits
-            form = tensors.form(name) or Form(fewest, minimums=fewest == 4)
-            module = layer.rpartition(".")[0] if cut.by_rows else layer  # layers of one input are stacked
-            packed[module, -(-columns.stop // UNIT) - columns.start // UNIT, form] += len(rows)
+        for tensor in named:
+            rows, columns = tensor.part(shard, whole)
+            if tensor.form is None:
+                dense += len(rows) * len(columns) * (4 if tensor.exact else item)
+            else:
+                packed[tensor.module, -(-columns.stop // UNIT) - columns.start // UNIT, tensor.form] += len(rows)
         lanes = _lanes(device)
         held = sum(-(-rows // lanes) * lanes * blocks * form.nbytes for (_, blocks, form), rows in packed.items())
         positions = 2 * len(shard.layers) * len(shard.kv_heads) * context
@@ -107,9 +95,48 @@ def holdings(
     return found
 
 
-def _cut(layer: str) -> _Cut | None:
-    words = [word for word in layer.split(".") if not word.isdigit()]
-    return _CUTS.get(".".join(words[-2:]))
+class _Named(NamedTuple):
+    """What a tensor's name and shape tell."""
+
+    module: str  # matrices that lie together
+    rows: Range
+    columns: Range
+    cut: _Cut | None
+    form: Form | None  # as it is packed
+    exact: bool  # in float32 whatever the dtype
+
+    @classmethod
+    def of(cls, name: str, files: ModelFiles, config: ModelConfig, bits: int | None) -> _Named:
+        layer, _, kind = name.rpartition(".")
+        shape = files.tensors.shape(name)
+        words = [word for word in layer.split(".") if not word.isdigit()]
+        cut = _CUTS.get(".".join(words[-2:]))
+        if layer.endswith("_norm") and shape == (config.head_dim,):
+            cut = None  # every head's, whichever rank has it
+        elif kind == "bias" and cut is not None and not cut.by_rows:
+            cut = None
+        form = None
+        if bits is not None and cut is not None and len(shape) > 1:
+            fewest = 8 if layer.endswith(_VOCABULARY) else bits
+            form = files.tensors.form(name) or Form(fewest, minimums=fewest == 4)
+        return cls(
+            # Layers of one input are stacked.
+            module=layer.rpartition(".")[0] if cut is not None and cut.by_rows else layer,
+            rows=Range(0, shape[0]),
+            columns=Range(0, shape[-1] if len(shape) > 1 else 1),
+            cut=cut,
+            form=form,
+            exact=bool(config.norm_offset) and layer.endswith("norm"),
+        )
+
+    def part(self, shard: RankShard, whole: RankShard) -> tuple[Range, Range]:
+        """The rows and columns of it that a rank has."""
+        if self.cut is None:
+            return self.rows, self.columns
+        mine, every = self.cut.ranges(shard), self.cut.ranges(whole)
+        if self.cut.by_rows:
+            return _scaled(self.rows, mine, every), self.columns
+        return self.rows, _scaled(self.columns, mine, every)
 
 
 def _whole(plan: ShardPlan) -> RankShard:

@@ -88,6 +88,8 @@ class TorchGroup:
     def gather(self, tensor: torch.Tensor, root: int = 0) -> list[torch.Tensor] | None:
         """Every rank's contiguous 2-D tensor in rank order on `root`, on its tensor's device; None elsewhere. One
         dtype and one dim 0 for all; dim 1 may differ."""
+        if tensor.is_cuda:
+            self._run(self._drain)
         flat = tensor.cpu().reshape(-1).view(torch.uint8)
         found = self._run(lambda: self._gather(flat, root))
         if found is None:
@@ -151,11 +153,15 @@ class TorchGroup:
             self.seconds += time.perf_counter() - started
 
     def _finish(self, work: Any, tensor: torch.Tensor) -> None:
-        """Wait until `work` is done and its result is in `tensor`."""
+        """Wait until `work` is done and its result is in `tensor`. With NCCL what follows is only queued behind it,
+        until `gather` needs the result: with a limit, its wait would look once a millisecond."""
+        if tensor.is_cuda and self._backend == "nccl":
+            work.wait()
+            return
         while True:
             done = work.is_completed()
             try:
-                work.wait(_LOOK)  # for NCCL it only queues what follows behind the sum
+                work.wait(_LOOK)
                 break
             except RuntimeError as error:
                 if done:

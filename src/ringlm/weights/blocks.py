@@ -1,9 +1,10 @@
 """Blocks of GGUF files, as packed matrices and as float32. Knows bytes, not files.
 
 Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 have blocks of 32 elements: a float16 scale d, for Q4_1 and Q5_1 a float16 minimum,
-then the codes. Q4_K, Q5_K and Q6_K have blocks of 256 with float16 factors d and dmin, and small integers, of which
-each group of 32 (Q6_K: 16) has a scale d * sc and a minimum -dmin * m. The layouts are those of ggml-common.h:
-https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-common.h
+then the codes. IQ4_NL and MXFP4 have 4 bits an element that choose one of 16 integers; MXFP4's scale is a power of
+two, of which a byte holds the exponent. Q4_K, Q5_K and Q6_K have blocks of 256 with float16 factors d and dmin, and
+small integers, of which each group of 32 (Q6_K: 16) has a scale d * sc and a minimum -dmin * m. The layouts are
+those of ggml-common.h: https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-common.h
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from torch import Tensor
 from ringlm.weights.packed import BLOCK, Packed, unpack
 
 _TILE: Final = 1 << 20  # bytes decoded at a time
+_IQ4_NL: Final = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_MXFP4: Final = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice what the format says
 
 
 def packed(blocks: Tensor, ggml_type: str) -> Packed:
-    """uint8 (rows, blocks in the file, bytes of one) in blocks of 32: 4-bit types in 4 bits, the others in 8.
+    """uint8 (rows, blocks in the file, bytes of one) in blocks of 32: Q4_0, Q4_1 and Q4_K in 4 bits, the others in 8.
 
-    Exact for types with blocks of 32. For K types scales and minimums are rounded to float16; Q6_K's codes become
-    those of one scale for two groups. A value beyond float16 becomes infinite.
+    Exact for types with blocks of 32, but for MXFP4's scales below 2**-24, which become 0. For K types scales and
+    minimums are rounded to float16; Q6_K's codes become those of one scale for two groups. A value beyond float16
+    becomes infinite.
     """
     rows = len(blocks)
     height = max(1, _TILE * rows // max(1, blocks.numel()))
@@ -85,6 +89,15 @@ def _q8_0(blocks: Tensor) -> Packed:
     return Packed(8, blocks[:, None, 2:].view(torch.int8), _float16(blocks, 0), None)
 
 
+def _iq4_nl(blocks: Tensor) -> Packed:
+    return Packed(8, _chosen(blocks[:, None, 2:], _IQ4_NL), _float16(blocks, 0), None)
+
+
+def _mxfp4(blocks: Tensor) -> Packed:
+    scales = torch.ldexp(torch.ones(len(blocks), 1), blocks[:, :1].int() - 128)
+    return Packed(8, _chosen(blocks[:, None, 1:], _MXFP4), scales, None)
+
+
 def _q4_k(blocks: Tensor) -> Packed:
     low, high = _nibbles(blocks[:, 16:].view(-1, 4, 1, 32))
     codes = torch.cat((low, high), 2).view(-1, 8, 2, 16)  # 64 elements in 32 bytes, the first 32 in their low halves
@@ -114,6 +127,8 @@ _DECODERS: Final[Mapping[str, Callable[[Tensor], Packed]]] = {
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
     "Q8_0": _q8_0,
+    "IQ4_NL": _iq4_nl,
+    "MXFP4": _mxfp4,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
@@ -134,6 +149,11 @@ def _with_fifth_bits(quads: Tensor, bits: Tensor) -> Tensor:
     """uint8 (n, 16), element j in a low and j + 16 in a high half, and (n, 4), a bit an element: int8 (n, 32)."""
     fifth = bits.unsqueeze(2) >> torch.arange(8, dtype=torch.uint8) & 1
     return (torch.cat(_nibbles(quads), 1) | fifth.flatten(1) << 4).view(torch.int8)
+
+
+def _chosen(quads: Tensor, values: tuple[int, ...]) -> Tensor:
+    """int8 (…, 2 * n): those of the 16 `values` that the halves of bytes (…, n) choose, low halves first."""
+    return torch.tensor(values, dtype=torch.int8)[torch.cat(_nibbles(quads), -1).int()]
 
 
 def _nibbles(values: Tensor) -> tuple[Tensor, Tensor]:

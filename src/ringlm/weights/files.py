@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
-from ringlm.errors import ConfigError, ModelError
-from ringlm.weights.folder import FolderWeights, read_small
+from ringlm.errors import ConfigError
+from ringlm.weights.folder import FolderWeights, read_json
 from ringlm.weights.gguf import GGUFWeights
 from ringlm.weights.gguf_header import GGUFHeader
+from ringlm.weights.gguf_parts import gguf_name, models_in
+from ringlm.weights.quantized import QuantizedFolder, interpreted
 from ringlm.weights.source import WeightSource, fingerprint
+
+log = logging.getLogger("ringlm")
 
 Format = Literal["plain", "gguf"]
 
@@ -42,12 +45,13 @@ def open_model(path: str | Path, format: str | None = None) -> ModelFiles:
     if format not in (None, found):
         kind = "a GGUF file" if found == "gguf" else "a Hugging Face folder"
         raise ConfigError(f"{path} is {kind}, not {format}. Use {found}, or leave the format out.")
-    source: FolderWeights | GGUFWeights
+    source: FolderWeights | QuantizedFolder | GGUFWeights
     if found == "gguf":
         source = GGUFWeights(GGUFHeader(path))
         config, name = source.config, model_name(path)
     else:
-        source, config, name = FolderWeights(path), _config(path), model_name(path)
+        raw, config, name = FolderWeights(path), _config(path), model_name(path)
+        source = interpreted(raw, config)
     changed = max(entry.stat().st_mtime_ns for entry in {entry.path for entry in source.entries.values()})
     return ModelFiles(path, found, name, config, f"{name}:{fingerprint(config, source.entries)}", source, changed)
 
@@ -56,7 +60,7 @@ def model_name(path: Path) -> str:
     """What a model's folder or GGUF file is called: for people, and in answers. In Hugging Face's cache
     (models--owner--name/snapshots/commit) a folder's own name says nothing."""
     if path.suffix == ".gguf":
-        return path.stem
+        return gguf_name(path)
     path = path.absolute()
     if path.parent.name == "snapshots":
         return path.parent.parent.name.removeprefix("models--").replace("--", "/")
@@ -64,33 +68,28 @@ def model_name(path: Path) -> str:
 
 
 def _locate(path: Path) -> tuple[Path, Format]:
-    """The folder or file that is meant, and its format; a folder with a single GGUF file means that file."""
+    """The folder or file that is meant, and its format; a folder with a single GGUF model means that."""
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder. Give a Hugging Face folder or a GGUF file.")
     if path.is_file():
         if path.suffix == ".safetensors":
             raise ConfigError(f"{path}: give the folder it is in ({path.parent}), with config.json beside it.")
         return path, "gguf"
-    ggufs = sorted(path.glob("*.gguf"))
+    ggufs = models_in(path)
     if not ggufs or (path / "config.json").exists():
         return path, "plain"
     if len(ggufs) > 1:
-        raise ConfigError(f"{path}: holds {len(ggufs)} GGUF files. Give one of them, such as {ggufs[0]}.")
+        raise ConfigError(f"{path}: holds {len(ggufs)} GGUF models. Give one of them, such as {ggufs[0]}.")
     return ggufs[0], "gguf"
 
 
 def _config(folder: Path) -> dict[str, Any]:
     """config.json, with the tokens that end an answer from generation_config.json where that names them."""
-    config = _object(folder / "config.json")
+    config = read_json(folder, "config.json", dict[str, Any], "a JSON object")
+    if "auto_map" in config:
+        log.info("%s names code in its folder (auto_map); it is not run, the model is the one of its name here", folder)
     if (folder / "generation_config.json").exists():
-        ends = _object(folder / "generation_config.json").get("eos_token_id")
+        ends = read_json(folder, "generation_config.json", dict[str, Any], "a JSON object").get("eos_token_id")
         if ends is not None:
             config["eos_token_id"] = ends
     return config
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(read_small(path), type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise ModelError(f"{path.name}: is not a JSON object: {error}.") from error

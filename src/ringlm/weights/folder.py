@@ -1,28 +1,45 @@
-"""Hugging Face folders: config.json and safetensors files, one or many with an index. Knows no model.
+"""Hugging Face folders: config.json and safetensors files, one or many with an index. Knows no model, and nothing of
+quantization: a tensor of codes is read as such.
 
-Headers are parsed and checked here, without torch, before anything is read; tensors come through
-`safetensors.safe_open`, which maps the file. Format: https://huggingface.co/docs/safetensors
+Headers are parsed and checked here, without torch, before anything is read; tensors are copied out of mapped files,
+whose pages are let go at once, so that a rank holds its share and no more. Format: https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
 
 import math
+import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
 from ringlm.errors import ModelError
-from ringlm.weights.source import Entry, bounds
+from ringlm.weights.source import Entry, Form, bounds, release
 
 if TYPE_CHECKING:
     import torch
 
+    from ringlm.weights.packed import Packed
+
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 _MAX_HEADER: Final = 100_000_000  # bytes; the limit of the safetensors library
-_ITEM_BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_TORCH_NAMES: Final = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "I32": "int32",
+    "U32": "uint32",
+}
+FLOATS: Final = ("F64", "F32", "F16", "BF16")
+_ITEM_BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I32": 4, "U32": 4}
+_NOT_JSON: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)  # what decoding raises
+_T = TypeVar("_T")
 
 
 class _Tensor(msgspec.Struct):
@@ -41,7 +58,7 @@ class FolderWeights:
     def __init__(self, folder: Path) -> None:
         self._label = folder.name
         self.entries: Mapping[str, Entry] = _entries(folder)
-        self._open: dict[Path, Any] = {}  # safe_open handles: the mapped files
+        self._mapped: dict[Path, mmap.mmap] = {}
 
     @property
     def nbytes(self) -> int:
@@ -64,25 +81,36 @@ class FolderWeights:
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
         import torch
-        from safetensors import SafetensorError, safe_open
 
         entry = self._entry(name)
-        cuts = [slice(*bounds(rows, entry.shape[0]))]
-        if columns is not None:
-            cuts.append(slice(*bounds(columns, entry.shape[1])))
-        try:
-            if entry.path not in self._open:
-                self._open[entry.path] = safe_open(entry.path, "pt")
-            mapped: torch.Tensor = self._open[entry.path].get_slice(name)[tuple(cuts)]
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{self.place(name)} cannot be read: {error}.") from error
-        return torch.empty(mapped.shape, dtype=dtype or mapped.dtype).copy_(mapped)  # ours, no longer the file's
+        parts = () if rows is columns is None else (rows,) if columns is None else (rows, columns)
+        cuts = [slice(*bounds(part, size)) for part, size in zip(parts, entry.shape, strict=False)]
+        stored: torch.dtype = getattr(torch, _TORCH_NAMES[entry.dtype])
+        whole = torch.frombuffer(self._map(entry), dtype=stored, count=math.prod(entry.shape), offset=entry.offset)
+        mapped = whole.view(entry.shape)[tuple(cuts)]
+        found = torch.empty(mapped.shape, dtype=dtype or stored).copy_(mapped)  # ours, no longer the file's
+        first, last = (cuts[0].start, cuts[0].stop) if cuts else (0, 1)
+        size = entry.nbytes // (entry.shape[0] if cuts else 1)
+        release(self._map(entry), entry.offset + first * size, entry.offset + last * size)
+        return found
 
-    def packed(self, name: str, rows: slice, blocks: slice) -> None:
+    def packed(self, name: str, rows: slice, blocks: slice) -> Packed | None:
         self._entry(name)
+        return None
 
-    def form(self, name: str) -> None:
+    def _map(self, entry: Entry) -> mmap.mmap:
+        if entry.path not in self._mapped:
+            try:
+                with open(entry.path, "rb") as file:
+                    # Writable copies of pages, which nobody makes: torch warns of memory that it could not write to.
+                    self._mapped[entry.path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except OSError as error:
+                raise ModelError(f"{entry.path.name}: cannot be read: {error}.") from error
+        return self._mapped[entry.path]
+
+    def form(self, name: str) -> Form | None:
         self._entry(name)
+        return None
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:
@@ -90,15 +118,38 @@ class FolderWeights:
         return self.entries[name]
 
 
-def read_small(path: Path, limit: int = 64_000_000) -> bytes:
-    """The bytes of a small text file; ModelError where it is missing or larger than `limit` bytes."""
+def file_in(folder: Path, name: str) -> Path:
+    """The file `name` of the folder; ModelError where it is none, or a symbolic link to a place outside.
+
+    The folders of Hugging Face's cache link to files beside them, within the folder of the same model.
+    """
+    path, home = folder / name, folder.resolve()
+    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
+        home = home.parent.parent
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise ModelError(f"{name}: cannot be read: {error}.") from error
+    if not target.is_relative_to(home):
+        raise ModelError(f"{name}: is a symbolic link to {target}, outside the model's folder. Copy the file there.")
+    if not target.is_file():
+        raise ModelError(f"{name}: is not a file.")
+    return path
+
+
+def read_json(folder: Path, name: str, form: type[_T], what: str, limit: int = 64_000_000) -> _T:
+    """A small file of the folder that holds JSON of the type `form`, called `what`; ModelError where it is missing,
+    damaged or larger than `limit` bytes."""
+    path = file_in(folder, name)
     try:
         size = path.stat().st_size
         if size > limit:
-            raise ModelError(f"{path.name}: {size:,} bytes are too many for this file; the limit is {limit:,}.")
-        return path.read_bytes()
+            raise ModelError(f"{name}: {size:,} bytes are too many for this file; the limit is {limit:,}.")
+        return msgspec.json.decode(path.read_bytes(), type=form)
     except OSError as error:
-        raise ModelError(f"{path.name}: cannot be read: {error}.") from error
+        raise ModelError(f"{name}: cannot be read: {error}.") from error
+    except _NOT_JSON as error:
+        raise ModelError(f"{name}: is not {what}: {error}. Download it again.") from error
 
 
 def _entries(folder: Path) -> dict[str, Entry]:
@@ -106,19 +157,16 @@ def _entries(folder: Path) -> dict[str, Entry]:
     if not (folder / INDEX).exists():
         if not (folder / SINGLE).exists():
             raise _no_weights(folder)
-        return _header(folder / SINGLE)
-    try:
-        weight_map = msgspec.json.decode(read_small(folder / INDEX), type=_Index).weight_map
-    except msgspec.MsgspecError as error:
-        raise ModelError(f"{INDEX}: is not an index of tensors: {error}. Download it again.") from error
+        return _header(file_in(folder, SINGLE))
+    weight_map = read_json(folder, INDEX, _Index, "an index of tensors").weight_map
     headers: dict[str, dict[str, Entry]] = {}
     for file in sorted(set(weight_map.values())):
         if file != Path(file).name or file in ("", ".", ".."):
             raise ModelError(f"{INDEX}: names {file!r}, which is not a file of this folder.")
-        if not (folder / file).exists():
+        if not os.path.exists(folder / file):  # Path.exists raises for a name that is too long
             missing = next(name for name, where in weight_map.items() if where == file)
             raise ModelError(f"{file}: is missing, and {INDEX} has tensor {missing!r} in it. Download it again.")
-        headers[file] = _header(folder / file)
+        headers[file] = _header(file_in(folder, file))
     for name, file in weight_map.items():
         if name not in headers[file]:
             raise ModelError(f"{file}: tensor {name!r} is missing, though {INDEX} has it there. Download both again.")
@@ -146,7 +194,7 @@ def _header(path: Path) -> dict[str, Entry]:
         raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         raw.pop("__metadata__", None)
         tensors = {name: msgspec.json.decode(value, type=_Tensor) for name, value in raw.items()}
-    except msgspec.MsgspecError as error:
+    except _NOT_JSON as error:
         raise ModelError(f"{path.name}: its header is damaged: {error}. Download it again.") from error
     return {
         name: _entry(path, name, tensor, base=8 + length, file_size=size)
@@ -160,7 +208,7 @@ def _entry(path: Path, name: str, tensor: _Tensor, base: int, file_size: int) ->
     if tensor.dtype not in _ITEM_BYTES:
         raise ModelError(f"{where} is of type {tensor.dtype}; supported are {', '.join(_ITEM_BYTES)}.")
     nbytes = math.prod(tensor.shape) * _ITEM_BYTES[tensor.dtype]
-    if not tensor.shape or min(tensor.shape) < 1 or start < 0 or end - start != nbytes:
+    if min(tensor.shape, default=1) < 1 or start < 0 or end - start != nbytes:
         raise ModelError(
             f"{where} has the shape {tensor.shape} of {nbytes:,} bytes in {end - start:,}. Download it again."
         )

@@ -1,15 +1,14 @@
-"""Tensors of a GGUF file by Hugging Face names and in Hugging Face layout, dequantized by slice. Knows no model."""
+"""Tensors of a GGUF model by Hugging Face names and in Hugging Face layout, dequantized by slice. Knows no model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ringlm.errors import ModelError
 from ringlm.weights.gguf_config import ROPE_FACTORS, config_from, hugging_face_name, is_permuted
 from ringlm.weights.gguf_header import BLOCK_FORMATS, GGUFHeader, TensorInfo
-from ringlm.weights.source import Entry, Form, bounds
+from ringlm.weights.source import Entry, Form, bounds, release
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +26,13 @@ _FORMS: Final = {  # what weights/blocks.py makes of them
     "Q5_K": Form(8, minimums=True),
     "Q6_K": Form(8, minimums=False),
     "Q8_0": Form(8, minimums=False),
+    "IQ4_NL": Form(8, minimums=False),
+    "MXFP4": Form(8, minimums=False),
 }
 
 
 class GGUFWeights:
-    """The `WeightSource` over one GGUF file."""
+    """The `WeightSource` over a GGUF model, in one file or several."""
 
     def __init__(self, header: GGUFHeader) -> None:
         self._data = header.data
@@ -42,15 +43,15 @@ class GGUFWeights:
         for info in header.tensors.values():
             name = hugging_face_name(info.name, self._arch)
             if name is not None:
-                entries.update(self._parts(header.path, name, info))
+                entries.update(self._parts(name, info))
             elif info.name not in ROPE_FACTORS:
                 raise ModelError(f"{self._file}: tensor {info.name!r} is not a part of a {self._arch} model.")
         self.entries: Mapping[str, Entry] = entries
 
-    def _parts(self, path: Path, name: str, info: TensorInfo) -> Iterator[tuple[str, Entry]]:
+    def _parts(self, name: str, info: TensorInfo) -> Iterator[tuple[str, Entry]]:
         """The tensor, or each expert's part of it under a name of its own."""
         if "*" not in name:
-            yield name, Entry(path, info.ggml_type, info.shape, info.offset, info.nbytes)
+            yield name, Entry(info.path, info.ggml_type, info.shape, info.offset, info.nbytes)
             return
         experts = self.config.get("num_local_experts")
         if len(info.shape) != 3 or info.shape[0] != experts:
@@ -59,7 +60,7 @@ class GGUFWeights:
             )
         nbytes = info.nbytes // experts
         for expert in range(experts):
-            entry = Entry(path, info.ggml_type, info.shape[1:], info.offset + expert * nbytes, nbytes)
+            entry = Entry(info.path, info.ggml_type, info.shape[1:], info.offset + expert * nbytes, nbytes)
             yield name.replace("*", str(expert)), entry
 
     @property
@@ -73,8 +74,7 @@ class GGUFWeights:
         return self._entry(name).shape
 
     def place(self, name: str) -> str:
-        self._entry(name)
-        return f"{self._file}: tensor {name!r}"
+        return f"{self._entry(name).path.name}: tensor {name!r}"
 
     def read(
         self,
@@ -182,8 +182,11 @@ class GGUFWeights:
         import torch
 
         row_bytes = entry.nbytes // (entry.shape[0] if len(entry.shape) == 2 else 1)
-        mapped = np.frombuffer(self._data, np.uint8, (stop - start) * row_bytes, entry.offset + start * row_bytes)
-        return torch.from_numpy(mapped.reshape(stop - start, row_bytes)[:, first:last].copy())
+        first_byte = entry.offset + start * row_bytes
+        mapped = np.frombuffer(self._data[entry.path], np.uint8, (stop - start) * row_bytes, first_byte)
+        copied = torch.from_numpy(mapped.reshape(stop - start, row_bytes)[:, first:last].copy())
+        release(self._data[entry.path], first_byte, first_byte + mapped.nbytes)
+        return copied
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:

@@ -115,10 +115,6 @@ def config_from(header: GGUFHeader) -> dict[str, Any]:
         raise ModelError(f"{file}: a mixture of {experts} experts is not supported for {arch}.")
     if experts and arch == "llama":
         special = _MIXTRAL
-    if meta.get("split.count", 0) not in (0, 1):
-        raise ModelError(
-            f"{file}: is one of {meta['split.count']} parts. Merge them: llama-gguf-split --merge {file} OUT"
-        )
     heads = need("attention.head_count", int)
     hidden = need("embedding_length", int)
     if heads < 1:
@@ -187,7 +183,7 @@ def _rope_scaling(header: GGUFHeader, arch: str, meta: Mapping[str, Any]) -> dic
             return None
         if info.ggml_type != "F32" or len(info.shape) != 1:
             raise ModelError(f"{header.path.name}: tensor {name!r} is {info.ggml_type} {list(info.shape)}.")
-        return list(struct.unpack_from(f"<{info.shape[0]}f", header.data, info.offset))
+        return list(struct.unpack_from(f"<{info.shape[0]}f", header.data[info.path], info.offset))
 
     always, long, short = map(factors, ROPE_FACTORS)
     if always is not None:

@@ -1,21 +1,22 @@
-"""The header of a GGUF file: metadata and where each tensor lies. Knows no torch and no model; reads no weights.
+"""The header of a GGUF model: metadata and where each tensor lies. Knows no torch and no model; reads no weights.
 
-The file is mapped, every count and length is held against its size before it is used, and arrays (a
+Its file, or files, are mapped, every count and length is held against its size before it is used, and arrays (a
 vocabulary of 100,000 tokens) are walked once and decoded when asked for. Format:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import mmap
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ringlm.errors import ModelError
+from ringlm.weights.gguf_parts import parts_of
 
 # ggml type: (name, elements in a block, bytes of a block)
 BLOCK_FORMATS: Final[Mapping[int, tuple[str, int, int]]] = {
@@ -29,7 +30,9 @@ BLOCK_FORMATS: Final[Mapping[int, tuple[str, int, int]]] = {
     12: ("Q4_K", 256, 144),
     13: ("Q5_K", 256, 176),
     14: ("Q6_K", 256, 210),
+    20: ("IQ4_NL", 32, 18),
     30: ("BF16", 1, 2),
+    39: ("MXFP4", 32, 17),
 }
 
 _SCALARS: Final = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -39,10 +42,11 @@ _MAX_DIMENSIONS: Final = 4  # GGML_MAX_DIMS
 _MAX_NAME: Final = 65_535  # bytes of a metadata key; tensor names are shorter
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class TensorInfo:
     """Where a tensor lies. `shape` is in torch's order (rows first), `offset` counts from the file's start."""
 
+    path: Path
     name: str
     shape: tuple[int, ...]
     ggml_type: str
@@ -51,26 +55,50 @@ class TensorInfo:
 
 
 class GGUFHeader:
-    """`metadata` and `tensors` of the GGUF file at `path`.
+    """`metadata` and `tensors` of the GGUF file at `path`, or of all the files of which it is a part.
 
-    Raises ModelError, with file and key or tensor, for anything that is not a whole, well-formed GGUF file of
-    version 2 or 3, little-endian, in the types of `BLOCK_FORMATS`.
+    `path` is the first file, which has the metadata, and `data` maps each file. Raises ModelError, with file and key
+    or tensor, for anything that is not a whole, well-formed GGUF model of version 2 or 3, little-endian, in the types
+    of `BLOCK_FORMATS`.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        try:
-            with open(self.path, "rb") as file:
-                self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # an empty file cannot be mapped: ValueError
-            raise ModelError(f"{self.path.name}: cannot be read: {error}.") from error
-        cursor = _Cursor(self.data, self.path.name)
-        tensor_count, field_count = cursor.preamble()
-        self.metadata: Mapping[str, Any] = Metadata(cursor, field_count)
-        alignment = self.metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
-            raise cursor.error(f"general.alignment is {alignment!r}; it must be a power of two from 8 up")
-        self.tensors: Mapping[str, TensorInfo] = _tensors(cursor, tensor_count, alignment)
+        self.path, *others = parts_of(Path(path))
+        data, self.metadata, tensors = _read(self.path)
+        count = self.metadata.get("split.count", 0) or 1
+        if count != len(others) + 1:
+            raise ModelError(
+                f"{self.path.name}: is one of {count!r:.20} parts by its metadata and of {len(others) + 1} by its "
+                "name. Parts are named NAME-00001-of-00003.gguf and so on: give them their names again, or merge them."
+            )
+        self.data: dict[Path, mmap.mmap] = {self.path: data}
+        self.tensors: Mapping[str, TensorInfo] = tensors
+        for number, other in enumerate(others, 1):
+            self.data[other], metadata, more = _read(other)
+            if metadata.get("split.no") != number or metadata.get("split.count") != count:
+                raise ModelError(f"{other.name}: is not what its name says, part {number + 1}. Download it again.")
+            for name in more.keys() & tensors.keys():
+                raise ModelError(f"{other.name}: tensor {name!r} is in {tensors[name].path.name} as well.")
+            tensors.update(more)
+        total = self.metadata.get("split.tensors.count", len(tensors))
+        if others and total != len(tensors):
+            raise ModelError(f"{self.path.name}: its parts hold {len(tensors)} tensors of {total!r:.20}.")
+
+
+def _read(path: Path) -> tuple[mmap.mmap, Metadata, dict[str, TensorInfo]]:
+    """One file, mapped, and what its header says."""
+    try:
+        with open(path, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped: ValueError
+        raise ModelError(f"{path.name}: cannot be read: {error}.") from error
+    cursor = _Cursor(data, path)
+    tensor_count, field_count = cursor.preamble()
+    metadata = Metadata(cursor, field_count)
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
+        raise cursor.error(f"general.alignment is {alignment!r}; it must be a power of two from 8 up")
+    return data, metadata, _tensors(cursor, tensor_count, alignment)
 
 
 class Metadata(Mapping[str, Any]):
@@ -102,11 +130,11 @@ class Metadata(Mapping[str, Any]):
 class _Cursor:
     """A position in the mapped file that refuses to read past its end."""
 
-    def __init__(self, data: mmap.mmap, name: str, position: int = 0) -> None:
-        self.data, self.name, self.position = data, name, position
+    def __init__(self, data: mmap.mmap, path: Path, position: int = 0) -> None:
+        self.data, self.path, self.name, self.position = data, path, path.name, position
 
     def at(self, position: int) -> _Cursor:
-        return _Cursor(self.data, self.name, position)
+        return _Cursor(self.data, self.path, position)
 
     def error(self, what: str) -> ModelError:
         return ModelError(f"{self.name}: {what}. The file is damaged: download it again.")
@@ -208,14 +236,15 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, TensorInf
         if kind not in BLOCK_FORMATS:
             raise ModelError(
                 f"{cursor.name}: tensor {name!r} is of type {_type_name(kind)}; supported are "
-                f"{', '.join(format_name for format_name, _, _ in BLOCK_FORMATS.values())}."
+                f"{', '.join(format_name for format_name, _, _ in BLOCK_FORMATS.values())}. "
+                "Get the model in one of these, such as Q4_K_M."
             )
         format_name, block, block_bytes = BLOCK_FORMATS[kind]
         if 0 in shape or shape[-1] % block:
             raise cursor.error(f"tensor {name!r} has the shape {list(shape)}, not rows in blocks of {block}")
         if offset % alignment:
             raise cursor.error(f"tensor {name!r} begins at offset {offset:,}, not a multiple of {alignment}")
-        found.append(TensorInfo(name, shape, format_name, offset, math.prod(shape) // block * block_bytes))
+        found.append(TensorInfo(cursor.path, name, shape, format_name, offset, math.prod(shape) // block * block_bytes))
     base = -(-cursor.position // alignment) * alignment
     placed: dict[str, TensorInfo] = {}
     for info in found:
@@ -227,7 +256,7 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, TensorInf
             )
         if info.name in placed:
             raise cursor.error(f"tensor {info.name!r} comes twice")
-        placed[info.name] = TensorInfo(info.name, info.shape, info.ggml_type, base + info.offset, info.nbytes)
+        placed[info.name] = dataclasses.replace(info, offset=base + info.offset)
     return placed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,11 +74,11 @@ class WeightSource(Protocol):
 
     def packed(self, name: str, rows: slice, blocks: slice) -> Packed | None:
         """`rows` and blocks of 32 columns of a matrix as the file packs it, codes as they are; None where the file
-        holds it in floats."""
+        holds it in floats, or in codes that do not fit blocks of 32."""
         ...
 
     def form(self, name: str) -> Form | None:
-        """The form of what `packed` gives; None where the file holds floats. Reads nothing, and needs no torch."""
+        """The form of what `packed` gives; None where that gives none. Reads nothing, and needs no torch."""
         ...
 
 
@@ -102,6 +103,14 @@ def fingerprint(config: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:
             os.close(descriptor)
     digests = {"configuration": configuration, "shapes": shapes, "weights": weights}
     return ",".join(f"{what}={digest.hexdigest()}" for what, digest in digests.items())
+
+
+def release(mapped: mmap.mmap, start: int, stop: int) -> None:
+    """Let go of the pages that lie within bytes [start, stop) and have been read; the system may keep them cached."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last:
+            mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def bounds(part: slice | None, size: int) -> tuple[int, int]:
