@@ -48,7 +48,7 @@ def test_a_refusal_shows_the_arithmetic() -> None:
     )
     with pytest.raises(ConfigError) as together:
         refuse_unfit(RANKS, TOGETHER, sequences=3, context=1000, quant="int4")
-    assert "ranks 0 and 1 share their memory and need 8.20 GB (weights 6.00 GB, cache 2.20 GB" in str(together.value)
+    assert "ranks 0 and 1 share their memory and need 8.25 GB (weights 6.00 GB, cache 2.25 GB" in str(together.value)
     assert "int4" not in str(together.value)
 
 
