@@ -97,8 +97,8 @@ def test_settings_that_change_nothing_here(model: Path, adapter: Path) -> None:
         (lambda t: t.pop(PREFIX + "self_attn.q_proj.lora_A.weight"), "q_proj.lora_A.weight' is missing"),
         (
             lambda t: t.update({PREFIX + "self_attn.q_proj.lora_A.weight": torch.ones(3, 36)}),
-            "q_proj.lora_A.weight' has the shape [3, 36]; adapter_config.json and the model make it [4, 36]. It was made "
-            "for 'owner/base'.",
+            "q_proj.lora_A.weight' has the shape [3, 36]; adapter_config.json and the model make it [4, 36]. It was "
+            "made for 'owner/base'.",
         ),
         (
             lambda t: t.update({PREFIX + "self_attn.q_proj.lora_B.weight": torch.ones(40, 4)}),
