@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from ringlm.weights import open_model
+
 ALL = r"self_attn\.(q|k|v|o|qkv)_proj|mlp\.(gate|up|down|gate_up)_proj"
 
 
@@ -26,11 +28,13 @@ def save_adapter(
     (folder / "adapter_config.json").write_text(json.dumps(config))
     random = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, weight in sorted(load_file(model / "model.safetensors").items()):
+    source = open_model(model).tensors
+    for name in sorted(source.names()):
         layer = name.removesuffix(".weight")
         if name != layer and re.search(targets, layer):
+            whole = source.shape(name)
             rank = (ranks or {}).get(layer.rpartition(".")[2], config["r"])
-            for half, shape in (("A", (rank, weight.shape[1])), ("B", (weight.shape[0], rank))):
+            for half, shape in (("A", (rank, whole[1])), ("B", (whole[0], rank))):
                 tensors[f"base_model.model.{layer}.lora_{half}.weight"] = torch.randn(shape, generator=random) * 0.2
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder

@@ -159,7 +159,8 @@ class ShardLoader:
                 every = Range(0, low.rank)
                 downs.append(self._read(low.down, every, same[0].columns, source=tensors))
                 matrix = torch.cat([self._read(low.up, part.rows, every, source=tensors) for part in same])
-                ups.append(Up(slice(top, bottom), slice(ranks, ranks + low.rank), matrix, low.scale))
+                across = slice(ranks, ranks + low.rank)
+                ups.append(Up(slice(top, bottom), across, matrix.T.contiguous(), low.scale))
                 ranks += low.rank
                 self._used.add(low.down)
         return Adapted(base, torch.cat(downs), ups) if ups else base
