@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ringlm.frontend.cli import main
+from tests.weights.write_adapter import save_adapter
 
 
 def test_the_object(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +39,22 @@ def test_the_table(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert second.split()[-3:] == ["800", "MB", "yes"]
     assert main(["plan", "-m", str(tiny_llama), "-n", "2"]) == 0
     assert "use this machine's memory" in capsys.readouterr().out
+
+
+def test_an_adapter_s_share(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = save_adapter(tmp_path / "style", tiny_llama, targets="q_proj")
+    line = ["plan", "-m", str(tiny_llama), "-n", "2", "--dtype", "float32", "--adapter", str(adapter)]
+    found = []
+    for arguments in (line, line[:-2]):
+        assert main([*arguments, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    with_it, bare = found
+    assert (with_it["adapter"], bare["adapter"]) == ("style", None)
+    for one, other in zip(with_it["ranks"], bare["ranks"], strict=True):
+        heads = one["query_heads"][1] - one["query_heads"][0]
+        assert one["weights_bytes"] - other["weights_bytes"] == 3 * 4 * (36 + heads * 4) * 4  # layers, rank, A and B
+    assert main(line) == 0
+    assert capsys.readouterr().out.startswith("llama with style, float32, cache in")
 
 
 def test_what_does_not_fit_is_shown_and_refused(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,14 +38,14 @@ class Loaded(NamedTuple):
 def load(
     spec: EngineSpec, join: Callable[[str], Ring], on_progress: Callable[[int, int], None] | None = None
 ) -> Loaded:
-    """Load this rank's shard; returns once every rank has. `join` forms the ring, given the model's fingerprint.
+    """Load this rank's shard; returns once every rank has. `join` forms the ring, given the model's identity.
 
     Raises ConfigError or ModelError where the ranks cannot agree or the model cannot be split.
     """
     torch.set_grad_enabled(False)
-    files = open_model(spec.model, spec.settings.format)
+    files = open_model(spec.model, spec.settings.format, spec.adapter)
     device = pick_device(spec.device)
-    ring = join(files.fingerprint) if spec.world_size > 1 else None
+    ring = join(files.identity) if spec.world_size > 1 else None
     here = (0,) if ring is None else ring.here
     if device.type == "cuda":
         device = own_gpu(device, here.index(0 if ring is None else ring.rank))

@@ -15,7 +15,7 @@ from ringlm.ring.config import RingConfig
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One rank: its model path, its device, its place in a ring, and the shared settings it was given.
+    """One rank: its paths of model and adapter, its device, its place in a ring, and the shared settings it was given.
 
     `ring` None with `local_ranks` n stands for n ranks on this machine. `name` is the model's in errors.
     """
@@ -26,6 +26,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     local_ranks: int = 1
     device: str = "auto"
     threads: int | None = None
+    adapter: str | None = None
 
     @property
     def world_size(self) -> int:

@@ -33,7 +33,7 @@ class LLM:
     it starts `tensor_parallel` ranks on this machine (1 when left out). With one (RING_*, or
     torchrun's) rank 0 returns; the others serve it and leave by SystemExit with status 0 at its end.
     `split` has one weight a rank; `context` is in tokens, prompt and answer together. `chat_template` is a file that
-    takes the place of the model's own template.
+    takes the place of the model's own template, `adapter` the folder of a LoRA adapter.
 
     Raises ConfigError, ModelError, or the RingError that kept the ring from forming. Use it from one
     thread, as a context manager or with `close`.
@@ -50,6 +50,7 @@ class LLM:
         context: int | None = None,
         split: Sequence[float] | None = None,
         chat_template: str | Path | None = None,
+        adapter: str | Path | None = None,
     ) -> None:
         ring = ring_from_env()
         if tensor_parallel is not None and tensor_parallel < 1:
@@ -70,6 +71,7 @@ class LLM:
             quant=quant,
             split=split,
             context=context,
+            adapter=adapter,
         )
         if ring is not None and ring.rank != 0:
             from ringlm.cluster.client import run_rank

@@ -181,6 +181,7 @@ def plan(
         str, typer.Option(metavar="auto|float32|bfloat16|float16", help="What to compute in; auto as this CPU would.")
     ] = "auto",
     device: Annotated[str, typer.Option(metavar="cpu|cuda|mps", help="What all ranks compute on.")] = "cpu",
+    adapter: Annotated[Path | None, typer.Option(metavar="FOLDER", help="A LoRA adapter that PEFT has saved.")] = None,
     context: Annotated[int | None, typer.Option(metavar="N", help="Tokens of prompt and answer together.")] = None,
     max_seqs: Annotated[int | None, typer.Option(metavar="N", help="Requests at the same time.")] = None,
     json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.")] = False,
@@ -188,7 +189,9 @@ def plan(
     from ringlm.frontend.plan import PlanOptions
     from ringlm.frontend.plan import plan as plan_command
 
-    plan_command(PlanOptions(format, model, world_size, split, context, max_seqs, quant, dtype, device, memory, json))
+    plan_command(
+        PlanOptions(format, model, world_size, split, context, max_seqs, quant, dtype, device, memory, adapter, json)
+    )
 
 
 @app.command(

@@ -49,6 +49,9 @@ class EngineOptions:
     quant: Annotated[
         str, typer.Option(metavar="none|int8|int4", help="Pack the weights: less memory, faster.", **_ENGINE)
     ] = "none"
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A LoRA adapter that PEFT has saved.", **_ENGINE)
+    ] = None
     context: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens of prompt and answer together.", **_ENGINE)
     ] = None
@@ -94,6 +97,7 @@ class EngineOptions:
             context=self.context,
             max_seqs=self.max_seqs,
             threads=self.threads,
+            adapter=self.adapter,
         )
         return model, spec
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -35,6 +36,7 @@ class PlanOptions:
     dtype: str
     device: str
     memory: str | None
+    adapter: Path | None
     json: bool
 
 
@@ -53,7 +55,7 @@ def plan(options: PlanOptions) -> None:
     )
     memory = _memory(options.memory, options.world_size)
     model = resolve(options.model, options.format)
-    files = open_model(model.path, model.format)
+    files = open_model(model.path, model.format, options.adapter)
     dtypes = fast_dtypes(options.device, options.quant)
     ranks = [Capabilities(rank, options.device, dtypes, settings, memory[rank]) for rank in range(options.world_size)]
     proposal = propose(ranks, files)
@@ -80,6 +82,7 @@ def summary(files: ModelFiles, proposal: Proposal, memory: list[Memory]) -> dict
     fit = fits(holdings, memory, settings.max_seqs)
     return {
         "model": files.name,
+        "adapter": files.adapter_name,
         "world_size": plan.world_size,
         "dtype": settings.dtype,
         "quant": settings.quant,
@@ -137,7 +140,8 @@ def _show(result: dict[str, Any], together: bool) -> None:
     ]
     weights = result["dtype"] if result["quant"] == "none" else f"{result['quant']} weights"
     sequences = "1 sequence" if result["max_seqs"] == 1 else f"{result['max_seqs']} sequences"
-    title = f"{result['model']}, {weights}, cache in {result['dtype']} for {sequences} of {result['context']:,} tokens"
+    model = result["model"] if result["adapter"] is None else f"{result['model']} with {result['adapter']}"
+    title = f"{model}, {weights}, cache in {result['dtype']} for {sequences} of {result['context']:,} tokens"
     names = [field.replace("_", " ") for field in counts]
     console.table(title, ["rank", *names, "weights", "cache", "sum", "free", "fits"], rows)
     if together:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from ringlm.cluster.settings import Settings
 from ringlm.cluster.spec import EngineSpec
@@ -28,6 +29,7 @@ def engine_spec(
     context: int | None = None,
     max_seqs: int | None = None,
     threads: int | None = None,
+    adapter: str | Path | None = None,
 ) -> EngineSpec:
     """The specification of this rank's engine, or of `local_ranks` on this machine. Raises ConfigError."""
     if not _DEVICE.fullmatch(device):
@@ -50,6 +52,7 @@ def engine_spec(
         local_ranks=local_ranks,
         device=device,
         threads=threads,
+        adapter=None if adapter is None else str(Path(adapter).expanduser().absolute()),
     )
     if settings.split is not None and len(settings.split) != spec.world_size:
         raise ConfigError(

@@ -1,5 +1,5 @@
 """From model files to one rank's model: every tensor is checked first, then this rank's parts are read, a layer
-at a time. Knows no family: the family asks a ShardLoader for its layers."""
+at a time, its adapter beside it. Knows no family: the family asks a ShardLoader for its layers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from ringlm.models.config import dimensions, read_config
 from ringlm.models.packing import Layout, Packer, layout_of
 from ringlm.models.registry import builder
 from ringlm.models.sizes import IGNORED
+from ringlm.parallel.adapter import Adapted, Up
 from ringlm.parallel.communicator import Communicator
 from ringlm.parallel.experts import Expert, Experts
-from ringlm.parallel.linear import ColumnParallel, Dense, LinearSpec, Part, RowParallel, Storage
+from ringlm.parallel.linear import ColumnParallel, Dense, LinearSpec, Part, Product, RowParallel, Storage
 from ringlm.parallel.prologue import Gate, Prologue, RmsNorm
 from ringlm.parallel.shard import Range, ShardPlan
+from ringlm.weights.adapter import Adapter
 from ringlm.weights.files import ModelFiles
 from ringlm.weights.source import WeightSource
 
@@ -48,18 +50,18 @@ def load_model(
 
     With `bits` (4 or 8) matrices are packed: those that the files hold packed as they are, the others in that many
     bits, but the embedding and the output head in 8. `progress` hears (bytes held, bytes to hold) as loading goes on.
-    With `led`, rank 0 chooses experts for all ranks, whose hardware differs.
+    With `led`, rank 0 chooses experts for all ranks, whose hardware differs. An adapter stays in floats.
     Raises ModelError, with file and tensor, before any memory is taken for weights.
     """
     config = dataclasses.replace(read_config(files.config), context=context)
     shard = plan.ranks[rank]
     build = builder(config.architecture)
     layout = None if bits is None else layout_of(device)
-    survey = ShardLoader(files.tensors, comm, torch.device("meta"), dtype, bits, layout, led)
+    survey = ShardLoader(files.tensors, comm, torch.device("meta"), dtype, bits, layout, led, files.adapter)
     total = build(dataclasses.replace(config, context=1), shard, survey).nbytes
     if len(shard.layers) == config.layers:
         survey.refuse_unused()
-    load = ShardLoader(files.tensors, comm, device, dtype, bits, layout, led, total, progress)
+    load = ShardLoader(files.tensors, comm, device, dtype, bits, layout, led, files.adapter, total, progress)
     with load.kept(survey, (files.fingerprint, files.changed, shard, bits)):
         return build(config, shard, load)
 
@@ -77,11 +79,12 @@ class ShardLoader:
         bits: int | None = None,
         layout: Layout | None = None,
         led: bool = False,
+        adapter: Adapter | None = None,
         total: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.comm, self.device, self.dtype, self.led, self.nbytes = comm, device, dtype, led, 0
-        self._source, self._total, self._progress = source, total, progress
+        self._source, self._adapter, self._total, self._progress = source, adapter, total, progress
         self._bits, self._names, self._used = bits, frozenset(source.names()), set[str]()
         self._packer = None if layout is None else Packer(source, device, dtype, layout)
 
@@ -100,13 +103,13 @@ class ShardLoader:
         bias = None
         if spec.bias:
             bias = torch.cat([self.vector(f"{part.name}.bias", part.shape[0], part.rows) for part in spec.parts])
-        return ColumnParallel(self._matrix(spec.parts, self._bits), bias, prologue)
+        return ColumnParallel(self._product(spec.parts), bias, prologue)
 
     def row(self, spec: LinearSpec, prologue: Prologue | None = None, norm: RmsNorm | None = None) -> RowParallel:
         """A row-parallel layer; every rank holds the whole bias, which is added after the reduction."""
         (part,) = spec.parts
         bias = self.vector(f"{part.name}.bias", part.shape[0]) if spec.bias else None
-        return RowParallel(self._matrix(spec.parts, self._bits), bias, self.comm, prologue, norm)
+        return RowParallel(self._product(spec.parts), bias, self.comm, prologue, norm)
 
     def vocabulary(self, name: str, shape: tuple[int, int], rows: Range) -> Storage:
         """`rows` of the embedding or output head `name`.weight of `shape`. It is packed in 8 bits: in 4 it would cost
@@ -135,9 +138,32 @@ class ShardLoader:
 
     def refuse_unused(self) -> None:
         """ModelError for a tensor that the model has no place for: the result would be silently wrong."""
+        for layer, low in ({} if self._adapter is None else self._adapter.layers).items():
+            if low.down not in self._used:
+                raise ModelError(f"adapters of {layer!r} are not supported. Merge the adapter into the model.")
         for name in self._source.names():
             if name not in self._used and not name.endswith(IGNORED):
                 raise ModelError(f"{self._source.place(name)} has no place in this model; config.json does not fit.")
+
+    def _product(self, parts: tuple[Part, ...]) -> Product:
+        """The parts of a layer below one another, with what the adapter adds to them."""
+        base = self._matrix(parts, self._bits)
+        if self._adapter is None:
+            return base
+        tensors, downs, ups = self._adapter.tensors, list[Tensor](), list[Up]()
+        bottom = ranks = 0
+        for name, group in itertools.groupby(parts, lambda part: part.name):
+            same = list(group)  # rows of one matrix in the file, which has one adapter
+            top, bottom = bottom, bottom + sum(len(part.rows) for part in same)
+            if (low := self._adapter.layers.get(name)) is not None:
+                every = Range(0, low.rank)
+                downs.append(self._read(low.down, every, same[0].columns, source=tensors))
+                matrix = torch.cat([self._read(low.up, part.rows, every, source=tensors) for part in same])
+                across = slice(ranks, ranks + low.rank)
+                ups.append(Up(slice(top, bottom), across, matrix.T.contiguous(), low.scale))
+                ranks += low.rank
+                self._used.add(low.down)
+        return Adapted(base, torch.cat(downs), ups) if ups else base
 
     def _matrix(self, parts: tuple[Part, ...], bits: int | None) -> Storage:
         """The parts of a layer below one another."""
@@ -175,14 +201,21 @@ class ShardLoader:
             )
         self._used.add(name)
 
-    def _read(self, name: str, rows: Range, columns: Range | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    def _read(
+        self,
+        name: str,
+        rows: Range,
+        columns: Range | None = None,
+        dtype: torch.dtype | None = None,
+        source: WeightSource | None = None,
+    ) -> Tensor:
         cut = (len(rows),) if columns is None else (len(rows), len(columns))
         dtype = dtype or self.dtype
         if self.device.type == "meta" or 0 in cut:
             tensor = torch.empty(cut, dtype=dtype, device=self.device)
         else:
             inner = None if columns is None else columns.slice
-            tensor = self._source.read(name, rows.slice, inner, dtype).to(self.device)
+            tensor = (source or self._source).read(name, rows.slice, inner, dtype).to(self.device)
         self._count(tensor.nbytes)
         return tensor
 

@@ -77,6 +77,8 @@ def holdings(
     config, tensors = read_config(files.config), files.tensors
     ignored = tuple(name for name in IGNORED if config.tied or name != "lm_head.weight")
     named = [_Named.of(name, files, config, bits) for name in tensors.names() if not name.endswith(ignored)]
+    layers = {} if files.adapter is None else files.adapter.layers
+    adapted = [(_Named.of(f"{layer}.weight", files, config, bits), low.rank) for layer, low in layers.items()]
     item, whole = _DTYPE_BYTES[dtype], _whole(plan)
     found = []
     for shard, device in zip(plan.ranks, devices, strict=True):
@@ -88,6 +90,8 @@ def holdings(
                 dense += len(rows) * len(columns) * (4 if tensor.exact else item)
             else:
                 packed[tensor.module, -(-columns.stop // UNIT) - columns.start // UNIT, tensor.form] += len(rows)
+        for tensor, rank in adapted:  # A has the layer's columns, B its rows
+            dense += rank * sum(map(len, tensor.part(shard, whole))) * item
         lanes = _lanes(device)
         held = sum(-(-rows // lanes) * lanes * blocks * form.nbytes for (_, blocks, form), rows in packed.items())
         positions = 2 * len(shard.layers) * len(shard.kv_heads) * context

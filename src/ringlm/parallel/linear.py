@@ -1,5 +1,6 @@
 """Linear layers and embeddings of which each rank holds a part. Knows no files and no model: a layer is a
-specification (which tensors, which rows or columns of them), a way of storing the matrix, and a bias.
+specification (which tensors, which rows or columns of them), a way of storing the matrix, a bias, and perhaps an
+adapter (adapter.py).
 
 Column-parallel layers split what comes out, row-parallel ones what goes in (Megatron-LM, arXiv:1909.08053);
 a row-parallel layer is the only one that communicates: its partial sums are reduced and added to the residual.
@@ -60,8 +61,8 @@ def row_parallel(name: str, shape: tuple[int, int], columns: Range, bias: bool) 
     return LinearSpec((Part(name, shape, Range(0, shape[0]), columns),), bias)
 
 
-class Storage(Protocol):
-    """A matrix (out, in) as it lies in memory, and its product."""
+class Product(Protocol):
+    """A product with a matrix (out, in)."""
 
     @property
     def nbytes(self) -> int: ...
@@ -70,6 +71,10 @@ class Storage(Protocol):
         """x, or what `prologue` makes of it, (T, in) to (T, out), plus the bias (out,). A single token's result may be
         overwritten by the next call."""
         ...
+
+
+class Storage(Product, Protocol):
+    """A matrix as it lies in memory."""
 
     def rows(self, indices: Tensor) -> Tensor:
         """int64 (T,), each within out, to those rows (T, in); of a matrix without rows, to zeros."""
@@ -101,7 +106,7 @@ class Dense:
 class ColumnParallel:
     """This rank's outputs of one or several fused layers, each with its part of the bias."""
 
-    def __init__(self, matrix: Storage, bias: Tensor | None = None, prologue: Prologue | None = None) -> None:
+    def __init__(self, matrix: Product, bias: Tensor | None = None, prologue: Prologue | None = None) -> None:
         self.matrix, self.bias, self.prologue = matrix, bias, prologue
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -114,7 +119,7 @@ class RowParallel:
 
     def __init__(
         self,
-        matrix: Storage,
+        matrix: Product,
         bias: Tensor | None,
         comm: Communicator,
         prologue: Prologue | None = None,

@@ -201,7 +201,7 @@ class _Forming:
             theirs, ours = (text.rpartition(":")[0] for text in (hello.fingerprint, self.fingerprint))
             raise RefusedError(
                 f"rank {hello.rank} has the model {theirs} and rank {config.rank} {ours}, whose {' and '.join(fields)} "
-                "differ; every rank needs the same model, under any name: copy its files, or mend -m."
+                "differ; every rank needs the same model, under any name: copy its files, or mend -m or --adapter."
             )
 
     def _hello(self, purpose: str, to: int, beyond: int = -1) -> Hello:

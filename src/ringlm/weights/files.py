@@ -1,4 +1,5 @@
-"""A model on disk, whichever its format: where it is, its configuration, its tensors. Torch-free until one is read."""
+"""A model on disk, whichever its format: where it is, its configuration, its tensors, and perhaps an adapter's.
+Torch-free until one is read."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ringlm.errors import ConfigError
+from ringlm.weights.adapter import Adapter, open_adapter
 from ringlm.weights.folder import FolderWeights, read_json
 from ringlm.weights.gguf import GGUFWeights
 from ringlm.weights.gguf_header import GGUFHeader
@@ -31,10 +33,26 @@ class ModelFiles:
     fingerprint: str  # the name, a colon, and what is equal wherever the same model is held, under whichever name
     tensors: WeightSource
     changed: int  # when one of the weights' files was changed last, in nanoseconds; differs from machine to machine
+    adapter: Adapter | None = None
+
+    @property
+    def adapter_name(self) -> str | None:
+        """What the adapter is called, for people."""
+        return None if self.adapter is None else model_name(self.adapter.path)
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint with the adapter's: equal on all ranks of a ring, but for the names."""
+        if self.adapter is None:
+            return self.fingerprint
+        fields = (f"adapter's {field}" for field in self.adapter.fingerprint.split(","))
+        _, _, own = self.fingerprint.rpartition(":")
+        return f"{self.name} with the adapter {self.adapter_name}:{','.join((own, *fields))}"
 
 
-def open_model(path: str | Path, format: str | None = None) -> ModelFiles:
+def open_model(path: str | Path, format: str | None = None, adapter: str | Path | None = None) -> ModelFiles:
     """The model in a Hugging Face folder ("plain") or a GGUF file ("gguf"); `format` None: whichever is there.
+    `adapter` is a folder with a LoRA adapter for it.
 
     Raises ConfigError for a path or format that does not fit, ModelError for files that are damaged or not understood.
     """
@@ -53,7 +71,16 @@ def open_model(path: str | Path, format: str | None = None) -> ModelFiles:
         raw, config, name = FolderWeights(path), _config(path), model_name(path)
         source = interpreted(raw, config)
     changed = max(entry.stat().st_mtime_ns for entry in {entry.path for entry in source.entries.values()})
-    return ModelFiles(path, found, name, config, f"{name}:{fingerprint(config, source.entries)}", source, changed)
+    return ModelFiles(
+        path=path,
+        format=found,
+        name=name,
+        config=config,
+        fingerprint=f"{name}:{fingerprint(config, source.entries)}",
+        tensors=source,
+        changed=changed,
+        adapter=None if adapter is None else open_adapter(Path(adapter).expanduser(), source),
+    )
 
 
 def model_name(path: Path) -> str:

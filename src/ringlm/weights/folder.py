@@ -53,11 +53,11 @@ class _Index(msgspec.Struct):
 
 
 class FolderWeights:
-    """The `WeightSource` over a folder's safetensors files."""
+    """The `WeightSource` over a folder's safetensors files: its model's, or just `file`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file: str | None = None) -> None:
         self._label = folder.name
-        self.entries: Mapping[str, Entry] = _entries(folder)
+        self.entries: Mapping[str, Entry] = _entries(folder) if file is None else _header(file_in(folder, file))
         self._mapped: dict[Path, mmap.mmap] = {}
 
     @property
