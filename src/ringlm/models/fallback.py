@@ -106,9 +106,9 @@ class _Filling:
         model.set_submodule(embed, Embedding(embedding))
         model.set_submodule(head, Column(logits))
         for name, module in list(model.named_modules()):
-            if isinstance(module, nn.Linear):
+            if type(module) is nn.Linear:
                 model.set_submodule(name, self._linear(name, module))
-            elif not name or not isinstance(module, (Column, Row, Embedding)):
+            elif not isinstance(module, (Column, Embedding)):
                 self._whole(name, module)
         return TransformersLM(self.config, shard, self.attending, embedding, logits, model, load.nbytes)
 
