@@ -48,8 +48,11 @@ def test_dimensions() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "architecture 'GPT2LMHeadModel' is not known; known are LlamaFor"),
-        ({"architectures": []}, "architecture None is not known"),
+        (
+            {"architectures": ["NewForCausalLM"], "vocab_size": None},
+            "NewForCausalLM is not a family known here: Expected",
+        ),
+        ({"architectures": []}, "architecture None is not known; known are LlamaFor"),
         ({"architectures": [["x"]]}, "is not known"),
         ({"hidden_size": "64"}, r"Expected `int`, got `str` - at `\$\.hidden_size`"),
         ({"vocab_size": 0}, r"at `\$\.vocab_size`"),

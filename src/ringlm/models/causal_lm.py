@@ -57,7 +57,7 @@ class CausalLM:
         """An empty cache for `blocks` sequences of `config.context` positions."""
         return KVCache(
             blocks=blocks,
-            layers=len(self._blocks),
+            layers=len(self.shard.layers),
             kv_heads=len(self.shard.kv_heads),
             context=self.config.context,
             head_dim=self.config.head_dim,

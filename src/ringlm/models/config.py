@@ -17,6 +17,18 @@ from ringlm.parallel.shard import Dimensions
 
 MAX_CONTEXT: Final = 1 << 24  # positions; more is a damaged file
 ACTIVATIONS: Final = ("silu", "gelu_pytorch_tanh")
+_COMMON: Final = (  # fields that nearly all families have, by which the others are divided
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+    "eos_token_id",
+)
 
 Layers = Annotated[int, msgspec.Meta(ge=1, le=1 << 12)]
 
@@ -47,6 +59,7 @@ class ModelConfig:
     mlp_bias: bool
     eos_token_ids: tuple[int, ...]
     mixture: Mixture | None
+    foreign: Mapping[str, Any] | None  # config.json, of a family that is not in the registry: transformers reads it
 
 
 class _Config(msgspec.Struct):
@@ -78,12 +91,13 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """The checked configuration; ModelError names what is unknown, missing or contradictory in it."""
     names = config.get("architectures")
     architecture = names[0] if isinstance(names, list) and names else None
-    if not isinstance(architecture, str) or architecture not in FAMILIES:
-        code = " The code that its folder brings along is never run." if "auto_map" in config else ""
-        raise ModelError(
-            f"config.json: architecture {architecture!r} is not known; known are {', '.join(FAMILIES)}.{code}"
-        )
-    config = {**FAMILIES[architecture].defaults, **config}
+    if not isinstance(architecture, str):
+        raise ModelError(f"config.json: architecture {architecture!r} is not known; known are {', '.join(FAMILIES)}.")
+    foreign = None if architecture in FAMILIES else config
+    if foreign is None:
+        config = {**FAMILIES[architecture].defaults, **config}
+    else:
+        config = {name: config[name] for name in _COMMON if name in config}
     try:
         raw = msgspec.convert(config, _Config)
         head_dim = raw.head_dim or raw.hidden_size // raw.num_attention_heads
@@ -92,7 +106,8 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         kinds = read_kinds(config, raw.num_hidden_layers, head_dim, raw.max_position_embeddings)
         mixture = read_mixture(config)
     except msgspec.ValidationError as error:
-        raise ModelError(f"config.json: {error}.") from error
+        what = "config.json" if foreign is None else f"config.json: {architecture} is not a family known here"
+        raise ModelError(f"{what}: {error}.") from error
     activation = raw.hidden_activation or raw.hidden_act
     if activation not in ACTIVATIONS:
         raise ModelError(f"config.json: hidden_act {activation!r} is not supported; {' and '.join(ACTIVATIONS)} are.")
@@ -129,6 +144,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         mlp_bias=raw.mlp_bias,
         eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
         mixture=mixture,
+        foreign=foreign,
     )
 
 

@@ -1,4 +1,5 @@
-"""Which module holds which family, imported when a model asks for it. Each has `build(config, shard, load)`."""
+"""Which module holds which family, imported when a model asks for it. Each has `build(config, shard, load)`; that of
+families without one, fallback.py, too."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ FAMILIES: Final[Mapping[str, Family]] = {  # by config.json's "architectures"
 
 
 def builder(architecture: str) -> Callable[[ModelConfig, RankShard, ShardLoader], CausalLM]:
-    """The function that builds one rank's part of a model of `architecture`, one of FAMILIES."""
+    """The function that builds one rank's part of a model of `architecture`."""
+    module = FAMILIES[architecture].module if architecture in FAMILIES else "fallback"
     build: Callable[[ModelConfig, RankShard, ShardLoader], CausalLM]
-    build = importlib.import_module(f"ringlm.models.{FAMILIES[architecture].module}").build
+    build = importlib.import_module(f"ringlm.models.{module}").build
     return build

@@ -45,10 +45,15 @@ _CUTS: Final[Mapping[str, _Cut]] = {  # by the last two words of a layer's name;
     "self_attn.q_norm": _rows("query_heads"),
     "self_attn.k_norm": _rows("kv_heads"),
     "self_attn.o_proj": _columns("query_heads"),
+    "self_attn.dense": _columns("query_heads"),
     "mlp.gate_proj": _rows("columns"),
     "mlp.up_proj": _rows("columns"),
     "mlp.gate_up_proj": _rows("columns", "columns"),
     "mlp.down_proj": _columns("columns"),
+    "mlp.c_fc": _rows("columns"),
+    "mlp.c_proj": _columns("columns"),
+    "mlp.fc1": _rows("columns"),
+    "mlp.fc2": _columns("columns"),
     "experts.gate_proj": _rows("expert_columns"),
     "experts.up_proj": _rows("expert_columns"),
     "experts.down_proj": _columns("expert_columns"),
@@ -124,8 +129,8 @@ class _Named(NamedTuple):
             fewest = 8 if layer.endswith(_VOCABULARY) else bits
             form = files.tensors.form(name) or Form(fewest, minimums=fewest == 4)
         return cls(
-            # Layers of one input are stacked.
-            module=layer.rpartition(".")[0] if cut is not None and cut.by_rows else layer,
+            # Layers of one input are stacked, but not in transformers' code.
+            module=layer.rpartition(".")[0] if cut is not None and cut.by_rows and not config.foreign else layer,
             rows=Range(0, shape[0]),
             columns=Range(0, shape[-1] if len(shape) > 1 else 1),
             cut=cut,
