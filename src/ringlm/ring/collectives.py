@@ -54,7 +54,7 @@ class Collectives:
         self._limits = limits
         self._others = tuple(mesh.links)
         self._staging = Staging()
-        self._choices: dict[tuple[int, torch.dtype, str], reducing.Algorithm] = {}
+        self._choices: dict[tuple[int, torch.dtype, str], tuple[reducing.Algorithm, tuple[int, ...]]] = {}
 
     # -- reducing ------------------------------------------------------------------------------
 
@@ -66,10 +66,8 @@ class Collectives:
         if self.world_size == 1:
             return tensor
         flat = self._staging.host(tensor)
-        nbytes = flat.nbytes
-        algorithm = self._choices.get((nbytes, flat.dtype, reduction)) or self._choose(flat, reduction)
-        move = partial(algorithm, self._mesh, flat, reduction)
-        self._run(Operation.ALL_REDUCE, flat.dtype, 0, nbytes, move, reduction)
+        algorithm, fields = self._choices.get((flat.nbytes, flat.dtype, reduction)) or self._choose(flat, reduction)
+        self._guard(self._next(fields), algorithm, self._mesh, flat, reduction)
         return self._staging.give(tensor, flat)
 
     def reduce(self, tensor: torch.Tensor, root: int = 0, reduction: str = "sum") -> torch.Tensor:
@@ -168,7 +166,7 @@ class Collectives:
         self._check_peer(to)
         (flat,) = self._staging.take([tensor])
         call = self._letter(flat, self.rank, tag)
-        self._guard(call, partial(letters.post, self._mesh, to, wire.view(flat)))
+        self._guard(call, letters.post, self._mesh, to, wire.view(flat))
 
     def recv(self, tensor: torch.Tensor, source: int | None = None, tag: int = 0) -> int:
         """Overwrite `tensor` with what rank `source`, or any, sends with this tag; the rank it came from.
@@ -306,25 +304,25 @@ class Collectives:
         """The next collective of this group: `move` the bytes, given the call and the deadline."""
         if not 0 <= root < self.world_size:
             raise ValueError(f"root is {root}; the ranks are 0 to {self.world_size - 1}.")
-        code = wire.DTYPES.get(dtype)
-        if code is None:
-            raise ValueError(f"the ring does not carry {dtype}; it carries {', '.join(map(str, wire.DTYPES))}.")
-        ring = self._ring
-        ring.settle_down()
+        code = self._code(dtype)
         if self.world_size == 1:
+            self._ring.settle_down()
             return None
-        self.sequence += 1
-        kind = wire.REDUCTIONS[reduction]
-        call = pack_call(self.sequence, ring.epoch, self._group, operation, code, kind, root, nbytes)
-        return self._guard(call, move)
+        return self._guard(self._next((operation, code, wire.REDUCTIONS[reduction], root, nbytes)), move)
 
-    def _guard(self, call: bytes, move: Callable[[bytes, float], _T]) -> _T:
-        """One call, whose failure ends the ring."""
+    def _next(self, fields: tuple[int, ...]) -> bytes:
+        """The call of the next collective, which is about to be made: its operation and what follows that."""
+        self._ring.settle_down()
+        self.sequence += 1
+        return pack_call(self.sequence, self._ring.epoch, self._group, *fields)
+
+    def _guard(self, call: bytes, move: Callable[..., _T], *arguments: object) -> _T:
+        """One call, `move` of the arguments, the call and the deadline, whose failure ends the ring."""
         ring = self._ring
         started = time.perf_counter()
         ring.call = call
         try:
-            return move(call, started + ring.timeout_s)
+            return move(*arguments, call, started + ring.timeout_s)
         except PeerError as error:
             cause = ring.settle(error)
             if cause is error:
@@ -337,12 +335,14 @@ class Collectives:
             ring.call = b""
             ring.seconds += time.perf_counter() - started
 
-    def _choose(self, flat: torch.Tensor, reduction: str) -> reducing.Algorithm:
-        """The algorithm of an all_reduce, remembered for the next one of its kind. Raises ValueError."""
+    def _choose(self, flat: torch.Tensor, reduction: str) -> tuple[reducing.Algorithm, tuple[int, ...]]:
+        """The algorithm of an all_reduce and the fields of its call, remembered for the next one of its kind. Raises
+        ValueError."""
         combine.check(reduction, flat.dtype)
         if len(self._choices) >= _MAX_CHOICES:
             self._choices.clear()
-        found = _REDUCERS[self.algorithm("all_reduce", flat.nbytes)]
+        fields = (Operation.ALL_REDUCE.value, self._code(flat.dtype), wire.REDUCTIONS[reduction], 0, flat.nbytes)
+        found = _REDUCERS[self.algorithm("all_reduce", flat.nbytes)], fields
         self._choices[flat.nbytes, flat.dtype, reduction] = found
         return found
 
@@ -351,10 +351,15 @@ class Collectives:
         self._ring.settle_down()
         if not 0 <= tag < 1 << 64:
             raise ValueError(f"tag is {tag}; a tag is a number from 0, of 64 bits at most.")
-        code = wire.DTYPES.get(flat.dtype)
-        if code is None:
-            raise ValueError(f"the ring does not carry {flat.dtype}.")
+        code = self._code(flat.dtype)
         return pack_call(tag, self._ring.epoch, self._group, Operation.SEND, code, 0, source, flat.nbytes)
+
+    @staticmethod
+    def _code(dtype: torch.dtype) -> int:
+        code = wire.DTYPES.get(dtype)
+        if code is None:
+            raise ValueError(f"the ring does not carry {dtype}; it carries {', '.join(map(str, wire.DTYPES))}.")
+        return code
 
     def _check_peer(self, rank: int) -> None:
         if rank not in self._mesh.links:

@@ -27,6 +27,7 @@ class Mesh:
         self.rank = rank
         self.links = dict(sorted(links.items()))
         self.world_size = len(self.links) + 1
+        self._ordered = tuple(self.links.values())
         self.segment_bytes = segment_bytes
 
     def lane(self, peer: int, call: bytes) -> Lane:
@@ -49,15 +50,15 @@ class Mesh:
         whole = HEADER_BYTES + len(out)
         head = call + wire.digest(out)
         message = (head, out)
-        sent = [link.send_first(message) for link in self.links.values()]
+        sent = [link.send_first(message) for link in self._ordered]
         contributions, rest = [], []
-        for (peer, link), nbytes in zip(self.links.items(), sent, strict=True):
+        for link, nbytes in zip(self._ordered, sent, strict=True):
             scratch, into = link.scratch(dtype, length)
             contributions.append(scratch)
             # Sleeping on one link is safe only once nothing is left to send on it.
             got = link.receive_first(into) if nbytes == whole else 0
             if nbytes < whole or got < whole or link.header != call + wire.digest(into):
-                lane = self.lane(peer, call)
+                lane = Lane(link, call, self.segment_bytes, self.rank)
                 lane.resume(head, out, nbytes)
                 lane.receive_rest(into, got)
                 rest.append(lane)
