@@ -18,8 +18,8 @@ import numpy as np
 
 
 class Shape(NamedTuple):
-    """The sizes of a Llama, with experts of a Qwen3-MoE, or with a window of a Gemma 3. All of these tie the output head
-    to the embedding."""
+    """The sizes of a Llama, with experts of a Qwen3-MoE, with a window of a Gemma 3. All tie the output head to the
+    embedding."""
 
     hidden: int
     columns: int
