@@ -43,12 +43,12 @@ def test_a_refusal_shows_the_arithmetic() -> None:
     with pytest.raises(ConfigError) as apart:
         refuse_unfit(RANKS, APART, sequences=5, context=1000, quant="none")
     assert str(apart.value) == (
-        "rank 0 needs 6.5 GB (weights 4.0 GB, cache 2.5 GB for 5 x 1,000 tokens), and 6.0 GB are free there. "
+        "rank 0 needs 6.50 GB (weights 4.00 GB, cache 2.50 GB for 5 x 1,000 tokens), and 6.00 GB are free there. "
         "Take a smaller --context or --max-seqs, --quant int4, another --split, or one more machine."
     )
     with pytest.raises(ConfigError) as together:
         refuse_unfit(RANKS, TOGETHER, sequences=3, context=1000, quant="int4")
-    assert "ranks 0 and 1 share their memory and need 8.2 GB (weights 6.0 GB, cache 2.2 GB" in str(together.value)
+    assert "ranks 0 and 1 share their memory and need 8.25 GB (weights 6.00 GB, cache 2.25 GB" in str(together.value)
     assert "int4" not in str(together.value)
 
 

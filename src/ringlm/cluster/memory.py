@@ -77,9 +77,9 @@ def refuse_unfit(
 
 
 def size(nbytes: int) -> str:
-    """Bytes for people: 3.2 GB, 41 MB, 0.1 MB."""
+    """Bytes for people: 18.1 GB, 2.04 GB, 41 MB, 0.1 MB."""
     if nbytes >= 1e9:
-        return f"{nbytes / 1e9:,.1f} GB"
+        return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e10 else f"{nbytes / 1e9:.2f} GB"
     return f"{nbytes / 1e6:,.0f} MB" if nbytes >= 1e7 else f"{nbytes / 1e6:,.1f} MB"
 
 
