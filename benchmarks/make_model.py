@@ -1,5 +1,5 @@
-"""A Llama or Qwen3-MoE with random weights in a real model's shape, for benchmarks: it computes what the real one does,
-and says nothing. Written tensor by tensor, in the time that the disk takes.
+"""A Llama, Qwen3-MoE or Gemma 3 with random weights in a real model's shape, for benchmarks: it computes what the real
+one does, and says nothing. Written tensor by tensor, in the time that the disk takes.
 
     python benchmarks/make_model.py llama-3.2-1b 1b                    # a folder: config.json and safetensors, bfloat16
     python benchmarks/make_model.py llama-3.2-1b 1b.gguf --type Q4_0   # a GGUF file: Q4_0, Q4_1, Q8_0 or F16
@@ -18,7 +18,8 @@ import numpy as np
 
 
 class Shape(NamedTuple):
-    """The sizes of a Llama, or with experts of a Qwen3-MoE. All of these tie the output head to the embedding."""
+    """The sizes of a Llama, with experts of a Qwen3-MoE, with a window of a Gemma 3. All tie the output head to the
+    embedding."""
 
     hidden: int
     columns: int
@@ -31,6 +32,16 @@ class Shape(NamedTuple):
     llama3: bool = False  # whether the rotary frequencies are scaled as Llama 3's are
     experts: int = 0  # in every layer, each of `columns`
     chosen: int = 0  # of them, for each token
+    window: int = 0  # positions that a token sees in five of six layers
+
+    @property
+    def architecture(self) -> tuple[str, str, str]:
+        """Its names in GGUF, and in config.json for `model_type` and `architectures`."""
+        if self.window:
+            return "gemma3", "gemma3_text", "Gemma3ForCausalLM"
+        if self.experts:
+            return "qwen3moe", "qwen3_moe", "Qwen3MoeForCausalLM"
+        return "llama", "llama", "LlamaForCausalLM"
 
 
 SHAPES = {
@@ -38,6 +49,7 @@ SHAPES = {
     "llama-3.2-1b": Shape(2048, 8192, 16, 32, 8, 64, 128256, 500000.0, True),
     "llama-3.2-3b": Shape(3072, 8192, 28, 24, 8, 128, 128256, 500000.0, True),
     "qwen3-30b-a3b-5": Shape(2048, 768, 5, 32, 4, 128, 32768, 1e6, False, 128, 8),  # 5 of 48 layers, few tokens
+    "gemma-3-1b": Shape(1152, 6912, 26, 4, 1, 256, 262144, 1e6, window=512),
 }
 CONTEXT = 8192
 TYPES = {"Q4_0": (32, 2), "Q4_1": (32, 4), "Q8_0": (32, 2), "F16": (1, 0)}  # elements of a block, bytes before codes
@@ -82,8 +94,13 @@ def norms(shape: Shape) -> Iterator[tuple[str, str, int]]:
     for layer in range(shape.layers):
         ours, theirs = f"model.layers.{layer}.", f"blk.{layer}."
         yield f"{ours}input_layernorm", f"{theirs}attn_norm", shape.hidden
-        yield f"{ours}post_attention_layernorm", f"{theirs}ffn_norm", shape.hidden
-        if shape.experts:
+        if shape.window:
+            yield f"{ours}post_attention_layernorm", f"{theirs}post_attention_norm", shape.hidden
+            yield f"{ours}pre_feedforward_layernorm", f"{theirs}ffn_norm", shape.hidden
+            yield f"{ours}post_feedforward_layernorm", f"{theirs}post_ffw_norm", shape.hidden
+        else:
+            yield f"{ours}post_attention_layernorm", f"{theirs}ffn_norm", shape.hidden
+        if shape.experts or shape.window:
             yield f"{ours}self_attn.q_norm", f"{theirs}attn_q_norm", shape.head_dim
             yield f"{ours}self_attn.k_norm", f"{theirs}attn_k_norm", shape.head_dim
     yield "model.norm", "output_norm", shape.hidden
@@ -91,9 +108,10 @@ def norms(shape: Shape) -> Iterator[tuple[str, str, int]]:
 
 def config(shape: Shape) -> dict[str, object]:
     """config.json."""
+    _, model_type, architecture = shape.architecture
     values: dict[str, object] = {
-        "architectures": ["Qwen3MoeForCausalLM" if shape.experts else "LlamaForCausalLM"],
-        "model_type": "qwen3_moe" if shape.experts else "llama",
+        "architectures": [architecture],
+        "model_type": model_type,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.columns,
         "num_hidden_layers": shape.layers,
@@ -116,6 +134,13 @@ def config(shape: Shape) -> dict[str, object]:
             "num_experts_per_tok": shape.chosen,
             "moe_intermediate_size": shape.columns,
             "norm_topk_prob": True,
+        }
+    if shape.window:
+        values |= {
+            "hidden_activation": "gelu_pytorch_tanh",
+            "sliding_window": shape.window,
+            "sliding_window_pattern": 6,
+            "query_pre_attn_scalar": shape.head_dim,
         }
     if shape.llama3:
         values["rope_scaling"] = {
@@ -141,12 +166,13 @@ def write_folder(shape: Shape, folder: Path) -> None:
         end += nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    one = 0 if shape.window else 0x3F80  # 1.0; Gemma adds 1 to it
     random = np.random.default_rng(0)
     with open(folder / "model.safetensors", "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for size in sizes.values():
             if len(size) == 1:
-                file.write(np.full(size, 0x3F80, np.uint16).tobytes())  # 1.0
+                file.write(np.full(size, one, np.uint16).tobytes())
                 continue
             values = random.standard_normal(size, np.float32) * (size[1] ** -0.5)
             file.write((values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
@@ -172,7 +198,7 @@ def write_gguf(shape: Shape, path: Path, kind: str, name: str) -> None:
     """A GGUF file without a vocabulary, which llama.cpp reads as well."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
-    writer = GGUFWriter(path, "qwen3moe" if shape.experts else "llama", use_temp_file=True)
+    writer = GGUFWriter(path, shape.architecture[0], use_temp_file=True)
     writer.add_name(name)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(shape.hidden)
@@ -191,6 +217,8 @@ def write_gguf(shape: Shape, path: Path, kind: str, name: str) -> None:
         writer.add_expert_count(shape.experts)
         writer.add_expert_used_count(shape.chosen)
         writer.add_expert_feed_forward_length(shape.columns)
+    if shape.window:
+        writer.add_sliding_window(shape.window)
     random = np.random.default_rng(0)
     if shape.llama3:
         from ringlm.models.kinds import Rope

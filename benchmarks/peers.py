@@ -152,8 +152,8 @@ class DistributedLlama:
         if model.real or task.quant != "int4":
             return "only shapes of random weights in int4 are written for it"
         shape = make_model.SHAPES[model.name]
-        if shape.experts:
-            return "mixtures of experts are not written for it"
+        if shape.architecture[0] != "llama":
+            return "only Llamas are written for it"
         if shape.heads % task.ranks or shape.kv_heads % task.ranks:
             return f"{shape.heads} heads, {shape.kv_heads} of keys, do not divide by {task.ranks} nodes"
         return None

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ringlm.parallel.prologue import Gate, RmsNorm
+from ringlm.parallel.prologue import Gate, RmsNorm, norm_heads
 
 
 @pytest.mark.parametrize("columns", [1, 7, 8, 50])
@@ -28,10 +28,23 @@ def test_gates(columns: int, rows: int) -> None:
 @pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_of_heads_in_place(tokens: int, dtype: torch.dtype) -> None:
-    heads = torch.randn(tokens, 5, 6).to(dtype)
+    heads = torch.randn(tokens, 37).to(dtype)[:, :30].view(tokens, 5, 6)  # tokens that are not side by side
     before = heads.double()
-    norm = RmsNorm(torch.rand(6) + 0.5, 1e-6)  # float32, as 1 + a weight is, whatever the activations
-    norm.in_place(heads[:, 1:3])
-    exact = F.rms_norm(before[:, 1:3], (6,), norm.weight.double(), 1e-6)
-    torch.testing.assert_close(heads[:, 1:3], exact.to(dtype))
-    assert torch.equal(heads[:, [0, 3, 4]].double(), before[:, [0, 3, 4]])
+    queries, keys = (RmsNorm(torch.rand(6) + 0.5, 1e-6) for _ in range(2))  # float32, as 1 + a weight is
+    norm_heads(heads, queries, 2, keys, 1)
+    for norm, mine in ((queries, slice(0, 2)), (keys, slice(2, 3))):
+        exact = F.rms_norm(before[:, mine], (6,), norm.weight.double(), 1e-6)
+        torch.testing.assert_close(heads[:, mine], exact.to(dtype))
+    assert torch.equal(heads[:, 3:].double(), before[:, 3:])
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_is_added(tokens: int, dtype: torch.dtype) -> None:
+    norm = RmsNorm(torch.rand(50).to(dtype), 1e-6)
+    x = torch.randn(tokens, 57).to(dtype)[:, :50]
+    for residual in (torch.randn(tokens, 50).to(dtype), torch.randn(tokens, 60).to(dtype)[:, :50]):
+        exact = residual.double() + F.rms_norm(x.double(), (50,), norm.weight.double(), 1e-6)
+        norm.add_to(residual, x)
+        rounding = 2e-2 if dtype is torch.bfloat16 else 1e-5
+        torch.testing.assert_close(residual.double(), exact, rtol=rounding, atol=rounding)

@@ -16,7 +16,7 @@ from ringlm.models.config import ModelConfig
 from ringlm.models.loader import ShardLoader
 from ringlm.models.rope import RopeTable
 from ringlm.parallel.linear import ColumnParallel, LinearSpec, RowParallel, VocabularyParallel
-from ringlm.parallel.prologue import Gate, RmsNorm
+from ringlm.parallel.prologue import Gate, RmsNorm, norm_heads
 from ringlm.parallel.shard import RankShard
 
 GATES: Final = {"silu": Gate(), "gelu_pytorch_tanh": Gate(gelu=True)}  # by config.ACTIVATIONS
@@ -59,13 +59,11 @@ class NormOfEachHead:
     """A norm for every query head, and one for every key head, each for itself."""
 
     def __init__(self, queries: RmsNorm, keys: RmsNorm, query_heads: int, kv_heads: int) -> None:
-        self._queries, self._keys = queries, keys
-        self._first_key, self._first_value = query_heads, query_heads + kv_heads
+        self._norms = queries, query_heads, keys, kv_heads
 
     def __call__(self, qkv: Tensor) -> None:
         """Norms the queries and keys of qkv (T, query + 2 * key-value heads, head_dim) in place."""
-        self._queries.in_place(qkv[:, : self._first_key])
-        self._keys.in_place(qkv[:, self._first_key : self._first_value])
+        norm_heads(qkv, *self._norms)
 
 
 class GatedMlp:

@@ -133,7 +133,10 @@ class RowParallel:
         total = self.comm.all_reduce(self.matrix(x, None, self.prologue))
         if self.bias is not None:
             total.add_(self.bias)
-        residual.add_(total if self.norm is None else self.norm(total))
+        if self.norm is None:
+            residual.add_(total)
+        else:
+            self.norm.add_to(residual, total)
 
 
 class VocabularyParallel:

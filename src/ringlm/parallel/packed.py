@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ringlm.parallel import unpacking
 from ringlm.parallel.kernels.choice import NEVER
 from ringlm.parallel.kernels.instructions import LANES
 from ringlm.parallel.kernels.products import (
@@ -30,7 +29,7 @@ from ringlm.parallel.kernels.products import (
     work_bytes,
 )
 from ringlm.parallel.kernels.rows import BLOCK
-from ringlm.parallel.kernels.unpacking import unpack, unpack_by_threads
+from ringlm.parallel.kernels.unpacking import unpack, unpack_by_threads, unpack_rows
 from ringlm.parallel.prologue import Gate, Prologue, RmsNorm
 
 _TILE: Final = 1 << 19  # elements unpacked at a time: a megabyte stays in the cache
@@ -133,12 +132,12 @@ class Segment:
         else:
             unpack_by_threads(threads, *here)
 
-    def unpack(self, rows: Tensor) -> Tensor:
-        """int64 (n,) to float32 (n, blocks * 32)."""
-        block, lane = rows // LANES, rows % LANES
-        codes = self.codes[block, :, :, lane].flatten(2)  # (n, blocks, bytes of a block)
-        minimums = None if self.minimums is None else self.minimums[block, :, lane]
-        return unpacking.unpack(codes, self.scales[block, :, lane], minimums)
+    def rows_into(self, out: Tensor, indices: Tensor, first: int) -> None:
+        """Rows of a matrix, of which this segment has those from `first` on, to float32 (n, blocks * 32): of int64
+        `indices` (n,) those that are here."""
+        held = (0 if t is None else t.data_ptr() for t in (self.codes, self.scales, self.minimums))
+        bits, blocks = self.codes.shape[2], self.codes.shape[1]
+        unpack_rows(bits, *held, indices.data_ptr(), len(indices), first, self.rows, blocks, out.data_ptr())
 
 
 class Plan:
@@ -246,11 +245,10 @@ class PackedMatrix:
         return plan
 
     def rows(self, indices: Tensor) -> Tensor:
-        out = torch.zeros(len(indices), self._blocks * BLOCK)
+        out, indices = torch.zeros(len(indices), self._blocks * BLOCK), indices.contiguous()
         first = 0
         for segment in self._segments:
-            inside = (indices >= first) & (indices < first + segment.rows)
-            out[inside] = segment.unpack(indices[inside] - first)
+            segment.rows_into(out, indices, first)
             first += segment.rows
         return out[:, self._lead : self._lead + self._columns].to(self._dtype)
 

@@ -1,5 +1,5 @@
 """What is done to activations right before a product: a norm, or an MLP's gate. A layer knows its prologue, so that a
-packed matrix can do it in the same call. Knows no matrices.
+packed matrix can do it in the same call. And the norms at other places: of a sum, of heads. Knows no matrices.
 
 For float32 on the CPU all are compiled (kernels/rows.py): torch takes 17 us for a norm that takes 1.
 """
@@ -32,15 +32,29 @@ class RmsNorm:
         rms_norm(x.data_ptr(), self.weight.data_ptr(), *x.shape, self.eps, out.data_ptr())
         return out
 
-    def in_place(self, x: Tensor) -> None:
-        """x (T, heads, size), each head for itself."""
-        if not (_compiled(x) and x.is_contiguous()):
-            x.copy_(self(x.reshape(-1, x.shape[-1])).view(x.shape))
+    def add_to(self, residual: Tensor, x: Tensor) -> None:
+        """residual (T, size) += the norm of x (T, size)."""
+        if not (_compiled(x) and residual.is_contiguous()):
+            residual.add_(self(x))
             return
-        from ringlm.parallel.kernels.rows import rms_norm
+        from ringlm.parallel.kernels.rows import add_rms_norm
 
-        here, (tokens, heads, size) = x.data_ptr(), x.shape
-        rms_norm(here, self.weight.data_ptr(), tokens * heads, size, self.eps, here)
+        x = x.contiguous()
+        add_rms_norm(x.data_ptr(), self.weight.data_ptr(), *x.shape, self.eps, residual.data_ptr())
+
+
+def norm_heads(qkv: Tensor, queries: RmsNorm, query_heads: int, keys: RmsNorm, kv_heads: int) -> None:
+    """Norms the queries and keys of qkv (T, query + 2 * key-value heads, head_dim) in place, each head for itself."""
+    if not _compiled(qkv):
+        for norm, heads in ((queries, qkv[:, :query_heads]), (keys, qkv[:, query_heads : query_heads + kv_heads])):
+            heads.copy_(norm(heads.reshape(-1, heads.shape[2])).view(heads.shape))
+        return
+    from ringlm.parallel.kernels import rows
+
+    rows.norm_heads(
+        qkv.data_ptr(), qkv.stride(0), qkv.shape[0], queries.weight.data_ptr(), query_heads, keys.weight.data_ptr(),
+        kv_heads, qkv.shape[2], queries.eps,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -63,17 +63,44 @@ def exp_lanes(typing, address):
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
+def _norm_factor(row, size, eps):
+    total = np.float32(0)
+    for column in range(size):
+        total += row[column] * row[column]
+    return np.float32(1) / np.sqrt(total / np.float32(size) + np.float32(eps))
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
 def rms_norm(x, weight, rows, size, eps, out):
     """out = x / sqrt(mean(x ** 2) + eps) * weight for `rows` rows of `size`."""
     values, scaled = carray(floats(x), (rows, size)), carray(floats(out), (rows, size))
     weights = carray(floats(weight), (size,))
     for row in range(rows):
-        total = np.float32(0)
-        for column in range(size):
-            total += values[row, column] * values[row, column]
-        factor = np.float32(1) / np.sqrt(total / np.float32(size) + np.float32(eps))
+        factor = _norm_factor(values[row], size, eps)
         for column in range(size):
             scaled[row, column] = values[row, column] * factor * weights[column]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def add_rms_norm(x, weight, rows, size, eps, out):
+    """out += x / sqrt(mean(x ** 2) + eps) * weight for `rows` rows of `size`."""
+    values, total = carray(floats(x), (rows, size)), carray(floats(out), (rows, size))
+    weights = carray(floats(weight), (size,))
+    for row in range(rows):
+        factor = _norm_factor(values[row], size, eps)
+        for column in range(size):
+            total[row, column] += values[row, column] * factor * weights[column]
+
+
+@njit(cache=True, nogil=True)
+def norm_heads(qkv, stride, tokens, queries, query_heads, keys, kv_heads, size, eps):
+    """The norms with the weights `queries` and `keys` of each token's first `query_heads` and next `kv_heads` heads of
+    `size`, each for itself, in place; `stride` elements from one token's heads to the next's."""
+    for token in range(tokens):
+        head = qkv + token * stride * 4
+        rms_norm(head, queries, query_heads, size, eps, head)
+        head += query_heads * size * 4
+        rms_norm(head, keys, kv_heads, size, eps, head)
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)

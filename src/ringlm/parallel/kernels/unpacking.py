@@ -1,18 +1,20 @@
 """Packed rows to bfloat16, a tile at a time, for products with many activations: a CPU with instructions for bfloat16
-multiplies those several times faster than bytes, once enough rows share the unpacking. Knows tiles, no matrices."""
+multiplies those several times faster than bytes, once enough rows share the unpacking. And single rows to float32, for
+embeddings. Knows tiles, no matrices."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import carray, njit, prange, types
 from numba.extending import intrinsic
 
 from ringlm.parallel.kernels import instructions as at
 from ringlm.parallel.kernels.instructions import F16, F32, I8, I16, I32, I64, LANES, constant, load, spread, vector
 from ringlm.parallel.kernels.products import FORMS
-from ringlm.parallel.kernels.rows import BLOCK
+from ringlm.parallel.kernels.rows import BLOCK, floats, words
 
 _HALF: Final = BLOCK // 2  # elements that are unpacked together
 
@@ -123,3 +125,47 @@ def unpack_by_threads(threads, form, codes, scales, minimums, out, first, last, 
         start, stop = first + count * part // threads, first + count * (part + 1) // threads
         place = out + (start - first) * LANES * blocks * BLOCK * 2
         unpack(form, codes, scales, minimums, place, start, stop, blocks)
+
+
+@intrinsic
+def _codes(typing, address):
+    """An address as a pointer to int8."""
+    return types.CPointer(types.int8)(address), lambda context, b, signature, values: b.inttoptr(
+        values[0], I8.as_pointer()
+    )
+
+
+@intrinsic
+def _half(typing, address):
+    """The float16 at an address, as float32."""
+    return types.float32(address), lambda context, b, signature, values: b.fpext(
+        b.load(b.inttoptr(values[0], F16.as_pointer())), F32
+    )
+
+
+@njit(cache=True, nogil=True)
+def unpack_rows(bits, codes, scales, minimums, indices, count, first, rows, blocks, out):
+    """Those of `count` int64 `indices` that are in [first, first + rows), the numbers of a segment's rows, to float32
+    (count, blocks * 32) at `out`; nothing is written for the others. `minimums` is 0 where there are none. All
+    arguments are integers, addresses included."""
+    wanted, result = carray(words(indices), (count,)), carray(floats(out), (count, blocks * BLOCK))
+    for index in range(count):
+        row = wanted[index] - first
+        if not 0 <= row < rows:
+            continue
+        lane = row % LANES
+        for block in range(blocks):
+            place = row // LANES * blocks + block
+            scale = _half(scales + (place * LANES + lane) * 2)
+            minimum = scale * np.float32(-8 if bits == 4 else 0)
+            if minimums:
+                minimum = _half(minimums + (place * LANES + lane) * 2)
+            for chunk in range(bits):
+                word = carray(_codes(codes + ((place * bits + chunk) * LANES + lane) * 4), (4,))
+                for byte in range(4):
+                    column = block * BLOCK + chunk * 4 + byte
+                    if bits == 4:
+                        result[index, column] = scale * np.float32(word[byte] & 15) + minimum
+                        result[index, column + _HALF] = scale * np.float32(word[byte] >> 4 & 15) + minimum
+                    else:
+                        result[index, column] = scale * np.float32(word[byte]) + minimum
