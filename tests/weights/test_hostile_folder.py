@@ -141,6 +141,6 @@ def test_code_in_the_folder_is_not_run(tmp_path: Path, caplog: pytest.LogCapture
         read_all(folder)
     assert "is not run" in caplog.text
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["EvilForCausalLM"]}))
-    with pytest.raises(ModelError, match="'EvilForCausalLM' .* is not known, .* is never run"):
+    with pytest.raises(ModelError, match=r"'EvilForCausalLM' .* is not known, .* is never run"):
         read_all(folder)
     assert not (tmp_path / "run").exists()
