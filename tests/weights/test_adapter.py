@@ -75,6 +75,7 @@ def test_what_is_whole_opens(model: Path, adapter: Path) -> None:
         ({"r": None}, "at `$.r`"),
         ({"rank_pattern": {"q_proj": "many"}}, "at `$.rank_pattern[...]`"),
         ({"alpha_pattern": {"(": 3}}, "rank_pattern and alpha_pattern: "),
+        ({"rank_pattern": {"(.*)*x": 3}}, "'(.*)*x' repeats; name the layers."),
     ],
 )
 def test_settings(model: Path, adapter: Path, settings: dict[str, Any], words: str) -> None:

@@ -21,12 +21,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ringlm.errors import ModelError
+from ringlm.weights.gguf_parts import PART
 
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?(?::([\w./ +-]+))?")
 _CONFIG, _SINGLE, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _BESIDE = ("*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt")  # of the repository's top folder
 _INDEXES = "*.index.json"
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _PROJECTOR = "mmproj*"  # for pictures, beside a GGUF file
 
 
@@ -125,8 +125,8 @@ def _whole(folder: Path, model: HubId) -> Path | None:
         first, *others = _gguf(model, files)
     except ModelError:
         return None
-    part = _PART.search(first)
-    return folder / first if part is None or len(others) + 1 == int(part[2]) else None
+    part = PART.fullmatch(first)
+    return folder / first if part is None or len(others) + 1 == int(part[3]) else None
 
 
 def _gguf(model: HubId, files: Iterable[str]) -> list[str]:
@@ -134,7 +134,7 @@ def _gguf(model: HubId, files: Iterable[str]) -> list[str]:
     whole: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(files):
         if name.endswith(".gguf") and not fnmatch(name.rpartition("/")[2], _PROJECTOR):
-            whole[_PART.sub(".gguf", name)].append(name)
+            whole[PART.sub(r"\1.gguf", name)].append(name)
     named = [name for name, parts in whole.items() if model.choice in (None, name, *parts)]
     if model.choice is not None and not named:
         word = re.compile(rf"(?<![a-z0-9_]){re.escape(model.choice)}(?![a-z0-9_])", re.IGNORECASE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ringlm.models.causal_lm import CausalLM
 from ringlm.models.config import ModelConfig
-from ringlm.models.layers import Block, LayerBuilder, causal_lm
+from ringlm.models.layers import Block, HeadNorm, LayerBuilder, causal_lm
 from ringlm.models.llama import attention_split, mlp_split
 from ringlm.models.loader import ShardLoader
 from ringlm.parallel.shard import RankShard
@@ -21,13 +21,14 @@ def build(config: ModelConfig, shard: RankShard, load: ShardLoader) -> CausalLM:
     return causal_lm(config, shard, load, block)
 
 
-def block(layer: LayerBuilder) -> Block:
+def block(layer: LayerBuilder, heads: HeadNorm | None = None) -> Block:
     """Four norms: the names say before and after what."""
     return Block(
         layer.attention(
             *attention_split(layer),
             before=layer.norm("input_layernorm"),
             after=layer.norm("post_attention_layernorm"),
+            heads=heads,
         ),
         layer.mlp(
             *mlp_split(layer),

@@ -6,10 +6,10 @@ the reference. Split as Llama is; every rank holds the heads' norms.
 
 from __future__ import annotations
 
+from ringlm.models import gemma2
 from ringlm.models.causal_lm import CausalLM
 from ringlm.models.config import ModelConfig
 from ringlm.models.layers import Block, LayerBuilder, causal_lm
-from ringlm.models.llama import attention_split, mlp_split
 from ringlm.models.loader import ShardLoader
 from ringlm.parallel.shard import RankShard
 
@@ -21,16 +21,4 @@ def build(config: ModelConfig, shard: RankShard, load: ShardLoader) -> CausalLM:
 
 def block(layer: LayerBuilder) -> Block:
     """As Gemma 2's, with norms on the heads."""
-    return Block(
-        layer.attention(
-            *attention_split(layer),
-            before=layer.norm("input_layernorm"),
-            after=layer.norm("post_attention_layernorm"),
-            heads=layer.norm_of_each_head(),
-        ),
-        layer.mlp(
-            *mlp_split(layer),
-            before=layer.norm("pre_feedforward_layernorm"),
-            after=layer.norm("post_feedforward_layernorm"),
-        ),
-    )
+    return gemma2.block(layer, layer.norm_of_each_head())

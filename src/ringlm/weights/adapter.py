@@ -24,6 +24,7 @@ CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 _PICKLE: Final = "adapter_model.bin"
 _TENSOR: Final = re.compile(r"base_model\.model\.(.+)\.lora_[AB]\.weight")
+_REPEATS: Final = frozenset("*+?{")
 _ADAPTABLE: Final = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj")
 _REFUSED: Final = (  # settings that make more than a sum of two products, or change other parts of the model
     "alora_invocation_tokens",
@@ -157,7 +158,11 @@ def _low_rank(layer: str, config: _Config, place: str, exists: bool) -> LowRank:
 
 
 def _fitting(patterns: Mapping[str, _T] | None, layer: str, default: _T) -> _T:
-    """The value of the first pattern that the layer's name ends with, as PEFT has it."""
+    """The value of the first pattern that the layer's name ends with, as PEFT has it. Those that repeat anything are
+    refused: the file's author chooses them, and matching some takes for ever."""
+    for key in patterns or ():
+        if not _REPEATS.isdisjoint(key):
+            raise ModelError(f"{CONFIG}: rank_pattern and alpha_pattern: {key!r} repeats; name the layers. {_MERGE}")
     try:
         found = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", layer))
         return next(found, default)

@@ -8,12 +8,12 @@ from typing import Final
 
 from ringlm.errors import ModelError
 
-_PART: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+PART: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
 def parts_of(path: Path) -> list[Path]:
     """All files of the model of which `path` is one, in order. Raises ModelError that names one that is missing."""
-    match = _PART.fullmatch(path.name)
+    match = PART.fullmatch(path.name)
     if match is None:
         return [path]
     name, number, count = match[1], int(match[2]), int(match[3])
@@ -36,5 +36,5 @@ def models_in(folder: Path) -> list[Path]:
 
 def gguf_name(path: Path) -> str:
     """The file's name without its end, and without the number of a part."""
-    match = _PART.fullmatch(path.name)
+    match = PART.fullmatch(path.name)
     return path.stem if match is None else match[1]
