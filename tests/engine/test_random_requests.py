@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -34,8 +35,8 @@ params_of = st.builds(
 
 
 @cache
-def told_alone(prompt: tuple[int, ...], params: SamplingParams) -> tuple[list[int], StopReason | None]:
-    return alone(list(prompt), params)
+def told_alone(prompt: tuple[int, ...], params: bytes) -> tuple[list[int], StopReason | None]:
+    return alone(list(prompt), msgspec.msgpack.decode(params, type=SamplingParams))
 
 
 class Requests(RuleBasedStateMachine):
@@ -96,7 +97,7 @@ class Requests(RuleBasedStateMachine):
                     self.take(delta)
             assert free_blocks(self.world.engine) == BLOCKS
         for id, (prompt, params) in self.asked.items():
-            tokens, reason = told_alone(prompt, params)
+            tokens, reason = told_alone(prompt, msgspec.msgpack.encode(params))
             told, end = tokens_of(self.news[id]), self.news[id][-1].finish_reason
             if end is StopReason.CANCELED:
                 assert told == tokens[: len(told)]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import ModelError, PeerLostError, RequestError
-from ringlm.frontend.session import Completion, Generation, Piece, Session
+from ringlm.frontend.answer import Completion, Piece
+from ringlm.frontend.session import Generation, Session
 from ringlm.frontend.tokenizer import Tokenizer
 from tests.frontend.fake import EOS, FakeEngine
 

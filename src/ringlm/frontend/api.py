@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Literal, cast, overload
 
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import ConfigError, RequestError
+from ringlm.frontend.answer import Completion, Piece
 from ringlm.frontend.model import resolve
-from ringlm.frontend.session import Completion, Piece, Session
+from ringlm.frontend.session import Session
 from ringlm.frontend.settings import engine_spec, ring_from_env
 
 if TYPE_CHECKING:

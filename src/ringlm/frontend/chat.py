@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from ringlm.engine.request import SamplingParams, StopReason
 from ringlm.errors import RequestError
 from ringlm.frontend import console
-from ringlm.frontend.session import Completion, Session
+from ringlm.frontend.answer import Completion
+from ringlm.frontend.session import Session
 from ringlm.paths import state_dir
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ringlm.frontend.session import Completion
+from ringlm.frontend.answer import Completion
 
 if TYPE_CHECKING:
     from rich.console import Console

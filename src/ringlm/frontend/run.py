@@ -9,10 +9,11 @@ from pathlib import Path
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import ConfigError, RequestError
 from ringlm.frontend import console
+from ringlm.frontend.answer import Completion
 from ringlm.frontend.chat import Chat
 from ringlm.frontend.options import EngineOptions
 from ringlm.frontend.progress import StartUp
-from ringlm.frontend.session import Completion, Session
+from ringlm.frontend.session import Session
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,9 @@ def _answer(session: Session, prompt: str, params: SamplingParams, options: RunO
 def _json(completion: Completion, session: Session) -> str:
     import json
 
-    fields = dataclasses.asdict(completion) | {
+    answer = dataclasses.asdict(completion)
+    del answer["choices"]  # of which there is one
+    fields = answer | {
         "world_size": session.ready.world_size,
         "model": session.ready.model,
     }

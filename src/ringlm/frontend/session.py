@@ -8,7 +8,6 @@ One thread uses a session. Any number of its requests may run at once.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from ringlm.cluster.messages import Output, Progress, Ready
 from ringlm.engine.request import SamplingParams, StopReason
 from ringlm.errors import ModelError, RequestError
+from ringlm.frontend.answer import Choice, Completion, Piece
 from ringlm.frontend.stops import StopStrings
 
 if TYPE_CHECKING:
@@ -39,33 +39,6 @@ class Engine(Protocol):
     def cancel(self, request: int) -> None: ...
     def next_event(self, timeout_s: float | None = None) -> Output | None: ...
     def close(self) -> None: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """News of an answer: text, the tokens since the last piece, and at its end why it ended."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """A whole answer. Rates are tokens per second, 0 when there was nothing to measure.
-
-    `tokens_per_s` counts from the first token to the last; `ring_share` is the part of the time
-    that rank 0 spent in collectives, from 0 to 1.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    prompt_tokens_per_s: float = 0.0
-    tokens_per_s: float = 0.0
-    ring_share: float = 0.0
 
 
 class Session:
@@ -211,10 +184,12 @@ class Generation:
         self._raise_refusal()
         last, count = self._last, len(self._token_ids)
         busy_s = last.prefill_s + last.decode_s
+        choice = Choice(0, "".join(self._texts), tuple(self._token_ids), str(self._reason))
         return Completion(
-            text="".join(self._texts),
-            token_ids=tuple(self._token_ids),
-            finish_reason=str(self._reason),
+            choices=(choice,),
+            text=choice.text,
+            token_ids=choice.token_ids,
+            finish_reason=choice.finish_reason,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=count,
             prompt_tokens_per_s=self.prompt_tokens / last.prefill_s if last.prefill_s > 0 else 0.0,
