@@ -91,8 +91,7 @@ class Shaping:
         return found + self._ends if len(tokens) < self._free else found
 
     def apply(self, row: Floats, tokens: list[int], ids: NDArray[np.int32] | None) -> Floats:
-        """`row` as it counts after `tokens`, copied: the logits of all (V,), or where there are only masks of the tokens
-        `ids` (k,)."""
+        """`row` as it counts after `tokens`, copied: logits (V,), or where it only masks (k,) of the tokens `ids`."""
         row = row.copy()
         masked = self.masked(tokens)
         if masked:
