@@ -7,10 +7,11 @@ come first served, in chunks, so a long prompt never stops the others. The same 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ringlm.engine.allocator import BlockAllocator
+from ringlm.engine.embedding import Vector
 from ringlm.engine.messages import SequenceStep, StepMessage, StopMessage
 from ringlm.engine.request import StopReason
 from ringlm.engine.sampler import Chosen, needed
@@ -25,6 +26,8 @@ class Work:
     message: StepMessage
     sequences: list[Sequence]  # of message.sequences, in order
     sampled: list[Sequence]  # those that get a token, in the order of their logits
+    embedded: list[Sequence]  # those that get their vector
+    rows: list[int]  # of all tokens laid end to end, the last of each of `embedded`
 
 
 class Scheduler:
@@ -73,16 +76,23 @@ class Scheduler:
         parts: list[SequenceStep] = []
         sequences: list[Sequence] = []
         sampled: list[Sequence] = []
+        embedded: list[Sequence] = []
+        rows: list[int] = []
+        end = 0
         budget = self.token_budget
         for sequence in self._in_turn():
             start, length = sequence.cached, min(sequence.pending, budget)
             last = length == sequence.pending
             tokens = sequence.tokens[start : start + length]
-            wanted = [length - 1] if last else []
+            wanted = [length - 1] if last and not sequence.embeds else []
             parts.append(SequenceStep(sequence.id, start, tokens, sequence.blocks, wanted))
             sequences.append(sequence)
-            if last:
+            end += length
+            if wanted:
                 sampled.append(sequence)
+            elif last:
+                embedded.append(sequence)
+                rows.append(end - 1)
             budget -= length
             if budget == 0:
                 break
@@ -90,14 +100,21 @@ class Scheduler:
             return None
         message = StepMessage(self.epoch, self.step, parts, *needed(sampled))
         self.step += 1
-        return Work(message, sequences, sampled)
+        return Work(message, sequences, sampled, embedded, rows)
 
-    def commit(self, work: Work, chosen: list[Chosen | RequestError]) -> list[Delta]:
-        """Give each sampled sequence its token, or its error; the news of each, in the same order."""
+    def commit(
+        self, work: Work, chosen: list[Chosen | RequestError], vectors: Iterable[Vector | RequestError] = ()
+    ) -> list[Delta | Vector]:
+        """Give each sampled sequence its token, each embedded one its vector, or either its error; the news of all, in
+        this order."""
         for sequence, part in zip(work.sequences, work.message.sequences, strict=True):
             sequence.cached += len(part.tokens)
         now = self._clock()
-        return [self._advance(sequence, token, now) for sequence, token in zip(work.sampled, chosen, strict=True)]
+        news: list[Delta | Vector] = [self._advance(*each, now) for each in zip(work.sampled, chosen, strict=True)]
+        for sequence, vector in zip(work.embedded, vectors, strict=True):
+            self._remove(sequence)
+            news.append(sequence.ended(now, [], error=str(vector)) if isinstance(vector, RequestError) else vector)
+        return news
 
     def stop(self) -> StopMessage:
         """The message after the last step."""
