@@ -22,7 +22,7 @@ from ringlm.frontend.session import Session
 from ringlm.frontend.settings import engine_spec, ring_from_env
 
 if TYPE_CHECKING:
-    from ringlm.frontend.tokenizer import Message
+    from ringlm.frontend.conversation import Message
 
 Prompt = str | Sequence[int]
 

@@ -23,9 +23,10 @@ from ringlm.frontend.stops import StopStrings
 
 if TYPE_CHECKING:
     from ringlm.cluster.spec import EngineSpec
+    from ringlm.frontend.conversation import Message
     from ringlm.frontend.detokenizer import Detokenizer
     from ringlm.frontend.model import Model
-    from ringlm.frontend.tokenizer import Message, Tokenizer
+    from ringlm.frontend.tokenizer import Tokenizer
 
 _POLL_S = 1.0  # how often a wait looks up, so that Ctrl-C is noticed on every platform
 
