@@ -175,6 +175,8 @@ def test_several_templates(tmp_path: Path) -> None:
     )
     found = opened(write(tmp_path / "a.gguf", original, "gpt2", "gpt-2", [tools, default]))
     assert found.chat([{"role": "user", "content": "Hi"}]) == found.encode("!Hi")
-    assert found.chat([{"role": "user", "content": "Hi"}], tools=[{"name": "f"}]) == found.encode("?")
+    assert found.chat(
+        [{"role": "user", "content": "Hi"}], tools=[{"type": "function", "function": {"name": "f"}}]
+    ) == found.encode("?")
     with pytest.raises(ModelError, match="has the chat templates tool_use and none by default"):
         opened(write(tmp_path / "b.gguf", original, "gpt2", "gpt-2", [tools])).check_chat_template()
