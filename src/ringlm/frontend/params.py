@@ -41,7 +41,7 @@ def for_engine(params: SamplingParams, tokenizer: Tokenizer | None, vocabulary: 
         logprobs=0 if params.logprobs is None and count > params.n else params.logprobs,
     )
     seed = params.seed
-    return [sent if seed is None else sent.replace(seed=seed + index) for index in range(count)]
+    return [sent if seed is None else sent.replace(seed=(seed + index) % 2**64) for index in range(count)]
 
 
 def _spelled(words: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[int, ...]]:
