@@ -97,9 +97,9 @@ def test_probabilities_are_the_references_and_transformers(settings: dict[str, A
         ours[slice(None) if kept is None else kept] = weights / weights.sum()
         probabilities = expected(row.tolist(), params)
         assert set(np.flatnonzero(ours)) == set(probabilities)
-        np.testing.assert_allclose(ours[list(probabilities)], list(probabilities.values()), rtol=1e-9)
+        np.testing.assert_allclose(ours[list(probabilities)], list(probabilities.values()), rtol=1e-5)
         reference = processors(torch.tensor([[0]]), torch.from_numpy(row.astype(np.float64))[None])[0].softmax(0)
-        np.testing.assert_allclose(ours, reference.numpy(), rtol=1e-9)
+        np.testing.assert_allclose(ours, reference.numpy(), rtol=1e-5)
 
 
 def test_what_top_p_keeps() -> None:

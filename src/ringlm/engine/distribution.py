@@ -2,19 +2,18 @@
 
 The steps and their order are transformers': temperature, top_k, top_p (Holtzman et al., "The Curious Case of Neural
 Text Degeneration", 2020), min_p (Nguyen et al., "Turning Up the Heat", 2024), typical_p (Meister et al., "Locally
-Typical Sampling", 2022), each on what those before it have left. Of equals the lower index stays.
+Typical Sampling", 2022), each on what those before it have left. Of equals the lower index stays. Weights are float32,
+which is as exact as the logits are, and their sums float64.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ringlm.engine.logits import Floats, Indices, best, select
 from ringlm.engine.request import SamplingParams
 
-Weights = NDArray[np.float64]
-
+_COLDEST = 1e-30  # what float32 can divide by
 _BLOCK = 256  # weights are summed by so many first: a cumulative sum of all takes half of the time of a draw
 
 
@@ -28,7 +27,7 @@ def draw(row: Floats, params: SamplingParams, u: float) -> int:
     return index if kept is None else int(kept[index])
 
 
-def distribution(row: Floats, params: SamplingParams) -> tuple[Indices | None, Weights]:
+def distribution(row: Floats, params: SamplingParams) -> tuple[Indices | None, Floats]:
     """The indices into `row` (V,) that may be drawn, None for all, and their probabilities but for a common factor."""
     kept: Indices | None = None
     if params.top_k > 0:
@@ -44,32 +43,32 @@ def distribution(row: Floats, params: SamplingParams) -> tuple[Indices | None, W
     return kept, weights
 
 
-def _keep(kept: Indices | None, weights: Weights, found: Indices) -> tuple[Indices, Weights]:
+def _keep(kept: Indices | None, weights: Floats, found: Indices) -> tuple[Indices, Floats]:
     return found if kept is None else kept[found], weights[found]
 
 
-def _weigh(row: Floats, temperature: float) -> Weights:
+def _weigh(row: Floats, temperature: float) -> Floats:
     """exp((value - best) / temperature): probabilities before division by their sum."""
-    weights = row.astype(np.float64)
-    weights -= row.max()
+    weights: Floats = row - row.max()
     if temperature != 1.0:
         with np.errstate(over="ignore"):  # a tiny temperature: -inf is right
-            weights /= temperature
+            weights /= max(temperature, _COLDEST)
     return np.exp(weights, out=weights)
 
 
-def _nucleus(weights: Weights, share: float) -> Indices:
+def _nucleus(weights: Floats, share: float) -> Indices:
     """The fewest indices whose weights make up `share` of the whole; at least one."""
-    total = weights.sum()
+    total = float(weights.sum())
     # Those that are smaller than this have less than 1 - share together. Sorting everything takes milliseconds.
     large = np.flatnonzero(weights >= (1.0 - share) * total / weights.size)
-    passed = np.cumsum(np.sort(weights[large])[::-1])
-    return large[select(weights[large], int(np.searchsorted(passed, share * total)) + 1)]
+    weights = weights[large]
+    passed = np.cumsum(np.sort(weights)[::-1], dtype=np.float64)
+    return large[select(weights, int(np.searchsorted(passed, share * total)) + 1)]
 
 
-def _typical(weights: Weights, share: float) -> Indices:
+def _typical(weights: Floats, share: float) -> Indices:
     """The indices whose surprise is nearest to the expected one and whose weights make up `share` of the whole."""
-    total = weights.sum()
+    total = float(weights.sum())
     with np.errstate(divide="ignore", invalid="ignore"):  # a weight of 0: an infinite surprise, expected nowhere
         surprise = -np.log(weights / total)
         distance = np.abs(surprise - np.nansum(weights * surprise) / total)
@@ -77,19 +76,19 @@ def _typical(weights: Weights, share: float) -> Indices:
     while True:
         near = np.argpartition(distance, size)[:size] if size < distance.size else np.arange(distance.size)
         near = near[np.argsort(distance[near])]
-        last = int(np.searchsorted(np.cumsum(weights[near]), share * total))
+        last = int(np.searchsorted(np.cumsum(weights[near], dtype=np.float64), share * total))
         if last < near.size or near.size == distance.size:
             return np.flatnonzero(distance <= distance[near[min(last, near.size - 1)]])
         size *= 8
 
 
-def _invert(weights: Weights, u: float) -> int:
+def _invert(weights: Floats, u: float) -> int:
     """The index at which the cumulative weights pass the share `u` of the whole; its weight is not 0."""
-    passed = np.cumsum(np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK)))
+    passed = np.cumsum(np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK), dtype=np.float64))
     target = _below(u * passed[-1], passed[-1])
     block = int(np.searchsorted(passed, target, side="right"))
     start = block * _BLOCK
-    within = np.cumsum(weights[start : start + _BLOCK])
+    within = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
     rest = _below(target - (passed[block - 1] if block else 0.0), within[-1])
     return start + int(np.searchsorted(within, rest, side="right"))
 

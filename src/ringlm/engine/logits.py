@@ -17,7 +17,6 @@ from ringlm.errors import DesyncError
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
-_Float = TypeVar("_Float", np.float32, np.float64)
 _Int = TypeVar("_Int", np.int32, np.intp)
 _VALUE, _ID = np.dtype("<f4"), np.dtype("<i4")  # as they travel
 
@@ -33,7 +32,7 @@ class Candidates(NamedTuple):
 Logits: TypeAlias = Candidates | Floats  # or (n, V), where column i is token i
 
 
-def select(row: NDArray[_Float], k: int) -> Indices:
+def select(row: Floats, k: int) -> Indices:
     """Indices of the best `k` of `row` (V,), of all if there are fewer: those above the last by index, then those
     equal to it. None of `row` may be NaN."""
     if k >= row.size:

@@ -76,20 +76,22 @@ def sample(logits: Logits | None, sequences: list[Sequence]) -> list[Chosen | Re
             chosen.append(Chosen(leader))
         else:
             log_sum = None if log_sums is None else float(log_sums[row])
-            chosen.append(_choose(sequence, values[row], None if ids is None else ids[row], log_sum))
+            index = 0 if ids is not None else leader
+            chosen.append(_choose(sequence, values[row], None if ids is None else ids[row], index, log_sum))
     return chosen
 
 
 def _choose(
-    sequence: Sequence, row: Floats, ids: NDArray[np.int32] | None, log_sum: float | None
+    sequence: Sequence, row: Floats, ids: NDArray[np.int32] | None, index: int, log_sum: float | None
 ) -> Chosen | RequestError:
-    """The token, from the logits `row` (k,) of the tokens `ids`, or (V,) of all."""
-    params, shaping = sequence.params, sequence.shaping
-    shaped = row if shaping is None else shaping.apply(row, sequence.tokens, ids)
-    index = int(shaped.argmax())
-    if shaping is not None and not -np.inf < shaped[index] < np.inf:
-        excluded = shaped[index] == -np.inf
-        return _excluded(sequence, shaping) if excluded else _unusable(sequence, float(shaped[index]))
+    """The token, from the logits `row` (k,) of the tokens `ids`, or (V,) of all; `index` is that of the best one."""
+    params, shaping, shaped = sequence.params, sequence.shaping, row
+    if shaping is not None:
+        shaped = shaping.apply(row, sequence.tokens, ids)
+        index = int(shaped.argmax())
+        if not -np.inf < shaped[index] < np.inf:
+            excluded = shaped[index] == -np.inf
+            return _excluded(sequence, shaping) if excluded else _unusable(sequence, float(shaped[index]))
     if params.temperature > 0.0:
         index = draw(shaped, params, uniform(sequence.seed, len(sequence.tokens)))
     token = index if ids is None else int(ids[index])
