@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ringlm.errors import RequestError
-from ringlm.frontend.conversation import for_template, tool_names
+from ringlm.frontend.conversation import for_template, one_call_each, tool_names
 
 
 def calling(arguments: Any) -> dict[str, Any]:
@@ -37,6 +37,28 @@ def test_messages() -> None:
     assert for_template([call])[0] == call
     assert answer == {"role": "tool", "tool_call_id": "a", "content": "12:00"}
     assert plain == {"role": "assistant", "content": "Noon.", "reasoning_content": "Hm."}
+
+
+def test_one_call_each() -> None:
+    def call(*names: str) -> dict[str, Any]:
+        return {"role": "assistant", "content": "", "tool_calls": [{"id": name} for name in names]}
+
+    def result(name: str) -> dict[str, Any]:
+        return {"role": "tool", "tool_call_id": name}
+
+    user = {"role": "user", "content": "Hi"}
+    mixed = [user, call("a", "b") | {"content": "Hm."}, result("b"), result("a"), result("?"), call("c"), result("c")]
+    assert one_call_each(mixed) == [
+        user,
+        call("a") | {"content": "Hm."},
+        result("a"),
+        call("b"),
+        result("b"),
+        result("?"),
+        call("c"),
+        result("c"),
+    ]
+    assert one_call_each([user, call("a"), result("a")]) == [user, call("a"), result("a")]
 
 
 @pytest.mark.parametrize(

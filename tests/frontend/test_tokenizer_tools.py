@@ -117,10 +117,18 @@ def test_a_template_for_tools_beside_another(folder: Path) -> None:
     ],
 )
 def test_a_model_without_tools(folder: Path, template: str, words: str) -> None:
-    found = opened(folder, template)
-    for ask in (found.chat, found.answer_parser):
-        with pytest.raises(RequestError, match=words):
-            ask([USER], TOOLS)  # type: ignore[operator]
+    with pytest.raises(RequestError, match=words):
+        opened(folder, template).chat([USER], TOOLS)
+
+
+def test_calls_one_by_one_where_the_template_takes_no_more(folder: Path) -> None:
+    found = opened(folder, templates.LLAMA)
+    calls = [CALLED["tool_calls"][0] | {"id": name} for name in ("a", "b")]
+    asked = [USER, CALLED | {"tool_calls": calls}, *(RESULT | {"tool_call_id": name} for name in ("a", "b"))]
+    prompt = text_of(found, found.chat(asked))
+    assert prompt.count('"parameters": {"city": "Paris"}') == prompt.count("Sunny.") == 2
+    with pytest.raises(RequestError, match="one call at a time"):  # which is what it says
+        opened(folder, "{{ raise_exception('one call at a time') }}").chat(asked)
 
 
 def test_messages_and_tools_that_are_refused(folder: Path) -> None:

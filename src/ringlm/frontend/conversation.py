@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,26 @@ def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     Raises RequestError for content other than text, and for arguments that are no JSON object.
     """
     return [_for_template(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with no more than one call a message, and its result after each: some templates take no others."""
+    apart: list[dict[str, Any]] = []
+    rest = list(messages)
+    while rest:
+        message = rest.pop(0)
+        calls = message.get("tool_calls", ())
+        if len(calls) < 2:
+            apart.append(message)
+            continue
+        results = list(itertools.takewhile(lambda later: later.get("role") == "tool", rest))
+        del rest[: len(results)]
+        for index, call in enumerate(calls):
+            apart.append(message | {"tool_calls": [call]} | ({"content": ""} if index else {}))
+            apart += [result for result in results if result.get("tool_call_id") == call.get("id")]
+        ids = {call.get("id") for call in calls}
+        apart += [result for result in results if result.get("tool_call_id") not in ids]
+    return apart
 
 
 def tool_names(tools: Sequence[Tool]) -> tuple[str, ...]:
