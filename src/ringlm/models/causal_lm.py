@@ -54,12 +54,11 @@ class CausalLM:
         return self._angles.device
 
     def new_cache(self, blocks: int) -> KVCache:
-        """An empty cache for `blocks` sequences of `config.context` positions."""
+        """An empty cache of `blocks` blocks."""
         return KVCache(
             blocks=blocks,
             layers=len(self.shard.layers),
             kv_heads=len(self.shard.kv_heads),
-            context=self.config.context,
             head_dim=self.config.head_dim,
             dtype=self._angles.dtype,
             device=self._angles.device,
