@@ -4,6 +4,7 @@
     ├── ConfigError              a setting is missing, wrong, or contradicts another
     ├── ModelError               a model's files are missing, damaged or not understood
     ├── RequestError             a request asks for what cannot be done
+    │   └── QueueFullError       too many wait before it
     └── RingError                something between the ranks went wrong
         ├── ConnectError         the ring could not be formed
         ├── AuthenticationError  a peer does not hold the same secret
@@ -42,6 +43,10 @@ class RequestError(RingLMError):
     """A request asks for what cannot be done, such as a prompt longer than the context."""
 
     exit_status = 2
+
+
+class QueueFullError(RequestError):
+    """As many requests wait as may; the same one may do later."""
 
 
 class RingError(RingLMError):

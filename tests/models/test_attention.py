@@ -112,12 +112,12 @@ def check(
 def cache_of(blocks: int, kv_heads: int, dtype: torch.dtype, layers: int = 1) -> KVCache:
     return KVCache(
         blocks=blocks,
+        block=BLOCK,
         layers=layers,
         kv_heads=kv_heads,
         head_dim=SIZE,
         dtype=dtype,
         device=torch.device("cpu"),
-        block=BLOCK,
     )
 
 

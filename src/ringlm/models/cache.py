@@ -1,5 +1,5 @@
-"""The keys and values of past positions, in blocks of BLOCK positions that sequences take one by one. Only this module
-and attention.py know how they lie in memory."""
+"""The keys and values of past positions, in blocks that sequences take one by one. Only this module and attention.py know
+how they lie in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ringlm.models.batch import Span
-from ringlm.models.sizes import BLOCK
 
 
 class Together(NamedTuple):
@@ -58,12 +57,12 @@ class KVCache:
         self,
         *,
         blocks: int,
+        block: int,
         layers: int,
         kv_heads: int,
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
-        block: int = BLOCK,
     ) -> None:
         self.blocks, self.block, self.head_dim = blocks, block, head_dim
         self.positions = blocks * block
