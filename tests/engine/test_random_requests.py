@@ -4,6 +4,7 @@ step, blocks come back, and nobody's tokens change."""
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,12 +19,14 @@ from tests.engine.fake import CONTEXT, SEQUENCE, World, alone, tokens_of
 
 MAX_SEQS, MAX_WAITING = 3, 4
 SAMPLED = {"temperature": 1.5}
-KINDS: list[dict[str, float]] = [
+KINDS: list[dict[str, Any]] = [
     {"temperature": 0.0},
     {**SAMPLED, "top_k": 4},
     {**SAMPLED, "top_k": 9, "top_p": 0.8},
     {**SAMPLED},
     {**SAMPLED, "top_p": 0.7, "min_p": 0.05},
+    {"temperature": 0.0, "min_tokens": 1, "bad_token_ids": ((4,), (5, 6)), "logprobs": 2},
+    {**SAMPLED, "repetition_penalty": 1.5, "frequency_penalty": 0.5, "logit_bias": {3: 2.0}},
 ]
 # The second stem begins as the first does; what follows a stem is short, or of two tokens, so that answers are asked too.
 STEMS = [(), (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11), (1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0), (7,) * 9]

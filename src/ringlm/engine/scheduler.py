@@ -17,7 +17,7 @@ from ringlm.engine.allocator import BlockAllocator, Prefix
 from ringlm.engine.messages import SequenceStep, StepMessage, StopMessage
 from ringlm.engine.pace import Pace
 from ringlm.engine.request import StopReason
-from ringlm.engine.sampler import candidates
+from ringlm.engine.sampler import Chosen, needed
 from ringlm.engine.sequence import Clock, Delta, Moment, Sequence
 from ringlm.errors import QueueFullError, RequestError
 
@@ -141,11 +141,11 @@ class Scheduler:
                 sampled.append(sequence)
         if not parts:
             return None
-        message = StepMessage(self.epoch, self.step, parts, candidates(sampled))
+        message = StepMessage(self.epoch, self.step, parts, *needed(sampled))
         self.step += 1
         return Work(message, sequences, sampled, begun)
 
-    def commit(self, work: Work, chosen: list[int | RequestError]) -> list[Delta]:
+    def commit(self, work: Work, chosen: list[Chosen | RequestError]) -> list[Delta]:
         """Give each sampled sequence its token, or its error; the news of each, in the same order."""
         now = self._clock()
         self._step_s += now.wall_s - work.begun.wall_s
@@ -246,18 +246,20 @@ class Scheduler:
             sequence.prefix = self.allocator.learn(sequence.prefix, tokens, block)
             sequence.known += 1
 
-    def _advance(self, sequence: Sequence, token: int | RequestError, now: Moment) -> Delta:
-        if isinstance(token, RequestError):
+    def _advance(self, sequence: Sequence, chosen: Chosen | RequestError, now: Moment) -> Delta:
+        if isinstance(chosen, RequestError):
             self._remove(sequence)
-            return sequence.ended(now, [], error=str(token))
+            return sequence.ended(now, [], error=str(chosen))
         if sequence.first_token is None:
             sequence.first_token = now
         self._generated_tokens += 1
-        reason = sequence.append(token)
+        reason = sequence.append(chosen.token)
+        logprobs = () if chosen.logprob is None else (chosen.logprob,)
         if reason is None:
-            return Delta(sequence.id, [token], queue_s=sequence.queue_s, cached_tokens=sequence.found)
+            waited, found = sequence.queue_s, sequence.found
+            return Delta(sequence.id, [chosen.token], logprobs=logprobs, queue_s=waited, cached_tokens=found)
         self._remove(sequence)
-        return sequence.ended(now, [token], reason)
+        return sequence.ended(now, [chosen.token], reason, logprobs=logprobs)
 
     def _remove(self, sequence: Sequence) -> None:
         del self._by_id[sequence.id]

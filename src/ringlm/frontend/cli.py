@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ringlm import __version__
+from ringlm import __version__, logs
 from ringlm.cluster.parent import watch_parent
 from ringlm.errors import RingLMError
 from ringlm.frontend import console
@@ -80,6 +80,22 @@ def run(
     min_p: Annotated[
         float, typer.Option(metavar="P", help="Leave out what is below P of the likeliest.", **_PROMPT)
     ] = 0.0,
+    typical_p: Annotated[
+        float, typer.Option(metavar="P", help="Choose among the most typical that make up P.", **_PROMPT)
+    ] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(metavar="X", help="Above 1: avoid what is in the prompt or the answer.", **_PROMPT)
+    ] = 1.0,
+    presence_penalty: Annotated[
+        float, typer.Option(metavar="X", help="Above 0: avoid what is in the answer.", **_PROMPT)
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(metavar="X", help="The same, for each time that it is there.", **_PROMPT)
+    ] = 0.0,
+    min_tokens: Annotated[int, typer.Option(metavar="N", help="The shortest answer.", **_PROMPT)] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.", **_PROMPT)
+    ] = None,
     seed: Annotated[int | None, typer.Option(metavar="S", help="The same seed, the same answer.", **_PROMPT)] = None,
     chat_template: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A Jinja template in place of the model's.", **_PROMPT)
@@ -96,7 +112,18 @@ def run(
     from ringlm.frontend.run import run as run_command
 
     params = SamplingParams(
-        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        stop=stop or (),
+        seed=seed,
     )
     run_command(engine, RunOptions(prompt, interactive, json, throughput, chat_template), params)
 
@@ -220,6 +247,8 @@ def main(arguments: list[str] | None = None) -> int:
     # BadParameter is public; the bases are not, and where they live depends on typer's version.
     usage_error: Any = typer.BadParameter.__mro__[1]
     try:
+        if logs.as_json():
+            logs.inherit()
         status = app(args=arguments, prog_name="ringlm", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
