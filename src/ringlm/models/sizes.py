@@ -16,6 +16,7 @@ from ringlm.weights.source import Form
 
 # Old checkpoints hold rotary frequencies, which are computed; some tied ones repeat the head.
 IGNORED: Final = (".rotary_emb.inv_freq", "lm_head.weight")
+BLOCK: Final = 64  # positions of a block of the cache
 _DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
