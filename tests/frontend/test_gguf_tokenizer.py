@@ -170,7 +170,7 @@ def test_a_kind_that_is_not_known_is_refused(tmp_path: Path) -> None:
 def test_several_templates(tmp_path: Path) -> None:
     original = byte_level("gpt-2")
     tools, default = (
-        {"name": "tool_use", "template": "?"},
+        {"name": "tool_use", "template": "{% if tools %}?{% endif %}{# <tool_call> #}"},
         {"name": "default", "template": "!{{ messages[0].content }}"},
     )
     found = opened(write(tmp_path / "a.gguf", original, "gpt2", "gpt-2", [tools, default]))
