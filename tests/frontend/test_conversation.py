@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ringlm.errors import RequestError
-from ringlm.frontend.conversation import for_template, one_call_each, tool_names
+from ringlm.frontend.conversation import for_template, one_call_each, schemas
 
 
 def calling(arguments: Any) -> dict[str, Any]:
@@ -82,7 +82,10 @@ def test_messages_that_are_refused(message: Any, words: str) -> None:
 
 def test_tools() -> None:
     tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
-    assert tool_names([tool]) == ("now",)
+    bare = {"type": "function", "function": {"name": "bare"}}
+    assert schemas([tool, bare]) == {"now": {"type": "object"}, "bare": {}}
     for wrong in ({"type": "web_search"}, {"type": "function", "function": {"name": ""}}, {"name": "now"}, "now"):
         with pytest.raises(RequestError, match=r"tools\[1\] is no function"):
-            tool_names([tool, wrong])  # type: ignore[list-item]
+            schemas([tool, wrong])  # type: ignore[list-item]
+    with pytest.raises(RequestError, match=r"its parameters are 7; they must be a JSON schema"):
+        schemas([{"type": "function", "function": {"name": "now", "parameters": 7}}])

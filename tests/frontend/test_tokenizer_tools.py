@@ -113,7 +113,7 @@ def test_a_template_for_tools_beside_another(folder: Path) -> None:
     ("template", "words"),
     [
         (templates.PLAIN, r"its chat template knows no tools; ask without tools"),
-        (templates.CODER, r"how its chat template writes calls of tools is not known here"),
+        (templates.OTHER, r"how its chat template writes calls of tools is not known here"),
     ],
 )
 def test_a_model_without_tools(folder: Path, template: str, words: str) -> None:

@@ -42,19 +42,21 @@ def one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return apart
 
 
-def tool_names(tools: Sequence[Tool]) -> tuple[str, ...]:
-    """What the tools are called. Raises RequestError for what is no tool."""
-    names = []
+def schemas(tools: Sequence[Tool]) -> dict[str, Mapping[str, Any]]:
+    """The JSON schema of each tool's arguments, by its name. Raises RequestError for what is no tool."""
+    found = {}
     for index, tool in enumerate(tools):
         match tool:
-            case {"type": "function", "function": {"name": str(name)}} if name:
-                names.append(name)
+            case {"type": "function", "function": {"name": str(name)} as function} if name:
+                found[name] = function.get("parameters") or {}
             case _:
                 raise RequestError(
                     f'tools[{index}] is no function; a tool is {{"type": "function", "function": '
                     '{"name": …, "description": …, "parameters": …}}.'
                 )
-    return tuple(names)
+        if not isinstance(found[name], Mapping):
+            raise RequestError(f"tools[{index}]: its parameters are {found[name]!r:.80}; they must be a JSON schema.")
+    return found
 
 
 def _for_template(message: Message, where: str) -> dict[str, Any]:

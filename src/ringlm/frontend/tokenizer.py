@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ringlm.errors import ConfigError, ModelError, RequestError
 from ringlm.frontend import gguf_tokenizer
-from ringlm.frontend.conversation import Message, Tool, for_template, one_call_each, tool_names
+from ringlm.frontend.conversation import Message, Tool, for_template, one_call_each, schemas
 from ringlm.frontend.detokenizer import Detokenizer
 from ringlm.frontend.model import Model
 from ringlm.frontend.token_bytes import TokenBytes
@@ -98,7 +98,7 @@ class Tokenizer:
         refuses the messages, and for tools where it knows none or calls of them would not be understood.
         """
         self.check_chat_template()
-        names, plain = tool_names(tools), for_template(messages)
+        offered, plain = schemas(tools), for_template(messages)
         try:
             text = self._rendered(plain, tools, variables)
         except RequestError:
@@ -106,7 +106,7 @@ class Tokenizer:
             if len(apart) == len(plain):
                 raise
             plain, text = apart, self._rendered(apart, tools, variables)
-        if names and text == self._rendered(plain, (), variables):
+        if offered and text == self._rendered(plain, (), variables):
             raise RequestError(f"{self._name}: {self._template} knows no tools; ask without tools, or another model.")
         self._calling(tools)
         return self.encode(text, special=False)
@@ -136,7 +136,7 @@ class Tokenizer:
             return None
         end = self._backend.decode(prompt[-_TAIL:], skip_special_tokens=False).rstrip()
         thinks = thinking is not None and end.endswith(thinking.opening)
-        return AnswerParser(calling, tool_names(tools), thinking, thinks)
+        return AnswerParser(calling, schemas(tools), thinking, thinks)
 
     def _calling(self, tools: Sequence[Tool]) -> ToolFormat | None:
         """How this model calls `tools`; None when there are none. Raises RequestError where it cannot."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ringlm.frontend.tools import formats, hermes, llama, mistral, pythonic
+from ringlm.frontend.tools import formats, hermes, llama, mistral, pythonic, qwen_coder
 from ringlm.frontend.tools.formats import Reasoning, ToolFormat, reasoning, tool_format
 from tests.frontend.tools import templates
 
@@ -21,7 +21,7 @@ THINK, BRACKETS = Reasoning("<think>", "</think>"), Reasoning("[THINK]", "[/THIN
         ("PYTHONIC", pythonic.FORMAT, None),
         ("MISTRAL", mistral.FORMAT, None),
         ("MAGISTRAL", mistral.FORMAT, BRACKETS),
-        ("CODER", None, None),
+        ("CODER", qwen_coder.FORMAT, None),
         ("PLAIN", None, None),
     ],
 )
@@ -49,4 +49,4 @@ def test_told_by_excerpts(excerpt: str, module: object) -> None:
 
 
 def test_every_format_is_there() -> None:
-    assert set(formats._FORMATS) == {"hermes", "llama", "mistral", "pythonic"}
+    assert set(formats._FORMATS) == {"hermes", "llama", "mistral", "pythonic", "qwen_coder"}

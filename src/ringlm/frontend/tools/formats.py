@@ -39,6 +39,7 @@ class Reasoning(NamedTuple):
 _FORMATS: Final[Mapping[str, str]] = {  # by module, what a template has; the first counts
     "mistral": r"\[TOOL_CALLS\]",
     "pythonic": r"\[func_name1\(",
+    "qwen_coder": r"<function=.*<parameter=",
     "hermes": r"\A(?!.*(<function=|<arg_key>)).*<tool_call>",
     "llama": r"<\|python_tag\|>|\"name\": .{1,80}\"parameters\": ",
 }

@@ -7,8 +7,9 @@ White space next to thoughts and to calls is dropped, all else is told: what loo
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from ringlm.frontend.answer import ToolCallDelta
 from ringlm.frontend.tools.calls import Calls, openai_id
@@ -27,14 +28,15 @@ class Parsed(NamedTuple):
 class AnswerParser:
     """Reads one answer.
 
-    `calling` is how the model calls the tools `names`, None when it has none; `thinking` what is around its thoughts,
-    and `thinks` says that the prompt has opened them. `markers` are what it must be shown even if special tokens.
+    `calling` is how the model calls `tools`, None when it has none; these are names with JSON schemas. `thinking` is
+    what is around its thoughts, and `thinks` says that the prompt has opened them. `markers` are what the parser must
+    be shown even if it is special tokens.
     """
 
     def __init__(
         self,
         calling: ToolFormat | None = None,
-        names: Collection[str] = (),
+        tools: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
         thinking: Reasoning | None = None,
         thinks: bool = False,
     ) -> None:
@@ -43,7 +45,7 @@ class AnswerParser:
         self._thinking = thinking
         self._thinks = thinks
         self._reader = Reader()
-        self._calls = Calls(names, calling.new_id if calling else openai_id, self._reader.mark)
+        self._calls = Calls(tools, calling.new_id if calling else openai_id, self._reader.mark)
         self._text = _Trimmed()
         self._thoughts = _Trimmed(from_start=True)
         self._steps = self._read()
