@@ -1,4 +1,4 @@
-"""Tools and thoughts by a model's own template and tokens: prompts, parsers, special tokens, what is refused."""
+"""Tools and reasoning by a model's own template and tokens: prompts, parsers, special tokens, what is refused."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_a_conversation_with_tools(folder: Path) -> None:
 )
 def test_an_answer_with_a_call(folder: Path, template: str, special: list[str], answer: str) -> None:
     found = opened(folder, template, special)
-    text, thoughts, calls = answered(found, answer, found.chat([USER], TOOLS), TOOLS)
-    assert (text, thoughts) == ("", "")
+    text, reasoning, calls = answered(found, answer, found.chat([USER], TOOLS), TOOLS)
+    assert (text, reasoning) == ("", "")
     assert [delta.name for delta in calls if delta.name] == ["weather"]
     assert "".join(delta.arguments for delta in calls) == '{"city": "Paris"}'
     assert len(calls) > 2  # they came bit by bit
@@ -87,7 +87,7 @@ def test_special_tokens_are_kept_only_where_a_parser_asks(folder: Path) -> None:
     assert found.decode(ids) == "a"
 
 
-def test_thoughts_opened_by_the_model_or_by_the_prompt(folder: Path) -> None:
+def test_reasoning_opened_by_the_model_or_by_the_prompt(folder: Path) -> None:
     found = opened(folder, templates.QWEN_THINKING)
     prompt = found.chat([USER])
     assert answered(found, "<think>\nHm.\n</think>\n\nYes.", prompt, []) == ("Yes.", "Hm.", [])

@@ -128,15 +128,13 @@ class Tokenizer:
         return text
 
     def answer_parser(self, prompt: Sequence[int], tools: Sequence[Tool] = ()) -> AnswerParser | None:
-        """What tells thoughts, text and calls of `tools` apart in one answer to `prompt`, which `chat` has made; None
+        """What tells reasoning, text and calls of `tools` apart in one answer to `prompt`, which `chat` has made; None
         where all is text. The detokenizer is to keep its `markers`."""
-        calling = self._calling(tools)
-        thinking = reasoning(self._template_for(tools))
-        if calling is None and thinking is None:
+        calling, marks = self._calling(tools), reasoning(self._template_for(tools))
+        if calling is None and marks is None:
             return None
         end = self._backend.decode(prompt[-_TAIL:], skip_special_tokens=False).rstrip()
-        thinks = thinking is not None and end.endswith(thinking.opening)
-        return AnswerParser(calling, schemas(tools), thinking, thinks)
+        return AnswerParser(calling, schemas(tools), marks, opened=marks is not None and end.endswith(marks.opening))
 
     def _calling(self, tools: Sequence[Tool]) -> ToolFormat | None:
         """How this model calls `tools`; None when there are none. Raises RequestError where it cannot."""

@@ -1,4 +1,4 @@
-"""What a chat template says about calls of tools and thoughts."""
+"""What a chat template says about calls of tools and reasoning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ THINK, BRACKETS = Reasoning("<think>", "</think>"), Reasoning("[THINK]", "[/THIN
 
 
 @pytest.mark.parametrize(
-    ("template", "calling", "thinking"),
+    ("template", "calling", "marks"),
     [
         ("QWEN", hermes.FORMAT, None),
         ("QWEN_THINKING", hermes.FORMAT, THINK),
@@ -25,10 +25,10 @@ THINK, BRACKETS = Reasoning("<think>", "</think>"), Reasoning("[THINK]", "[/THIN
         ("PLAIN", None, None),
     ],
 )
-def test_told_by_the_template(template: str, calling: ToolFormat | None, thinking: Reasoning | None) -> None:
+def test_told_by_the_template(template: str, calling: ToolFormat | None, marks: Reasoning | None) -> None:
     text = getattr(templates, template)
     assert tool_format(text) is calling
-    assert reasoning(text) == thinking
+    assert reasoning(text) == marks
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ class Told:
     reasoning: str = ""
 
 
-def read(pieces: Iterable[str], calling: ToolFormat | None, thinking: Reasoning | None, thinks: bool = False) -> Told:
-    parser = AnswerParser(calling, TOOLS, thinking, thinks)
+def read(pieces: Iterable[str], calling: ToolFormat | None, reasoning: Reasoning | None, opened: bool = False) -> Told:
+    parser = AnswerParser(calling, TOOLS, reasoning, opened)
     told = [*(parser.push(piece) for piece in pieces), parser.finish()]
     calls: list[list[str]] = []
     for delta in (delta for news in told for delta in news.tool_calls):
@@ -281,7 +281,7 @@ CASES: dict[str, tuple[str, str, Told]] = {
     "pythonic, one and a broken one": ("pythonic", "[now(), unknown()]", Told(", unknown()]", (("now", "{}"),), True)),
 }
 
-THOUGHTS = {
+REASONING = {
     "opened by the model": (" <think>\nHm. \n</think>\n\nYes. ", False, Told("Yes. ", reasoning="Hm.")),
     "opened by the prompt": ("\nHm.\n\n</think>\n\nYes.", True, Told("Yes.", reasoning="Hm.")),
     "opened by both": ("<think>Hm.</think>Yes.", True, Told("Yes.", reasoning="Hm.")),
@@ -304,17 +304,17 @@ def test_a_format(case: str) -> None:
     assert read(answer, FORMATS[name], None) == expected
 
 
-@pytest.mark.parametrize("case", THOUGHTS)
-def test_thoughts(case: str) -> None:
-    answer, thinks, expected = THOUGHTS[case]
+@pytest.mark.parametrize("case", REASONING)
+def test_reasoning(case: str) -> None:
+    answer, opened, expected = REASONING[case]
     for at in range(len(answer) + 1):
-        assert read((answer[:at], answer[at:]), hermes.FORMAT, THINK, thinks) == expected
-    assert read(answer, hermes.FORMAT, THINK, thinks) == expected
+        assert read((answer[:at], answer[at:]), hermes.FORMAT, THINK, opened) == expected
+    assert read(answer, hermes.FORMAT, THINK, opened) == expected
     if not expected.calls:
-        assert read(answer, None, THINK, thinks) == expected
+        assert read(answer, None, THINK, opened) == expected
 
 
-def test_thoughts_before_a_bare_call() -> None:
+def test_reasoning_before_a_bare_call() -> None:
     answer = f"[THINK]Hm.[/THINK]\n{call('weather', PARIS)}"
     assert read(answer, llama.FORMAT, Reasoning("[THINK]", "[/THINK]")) == Told("", ONE, True, "Hm.")
 
@@ -348,17 +348,18 @@ WORDS = [
 @given(
     words=st.lists(st.sampled_from(WORDS), max_size=20),
     name=st.sampled_from([*FORMATS, None]),
-    thinking=st.booleans(),
-    thinks=st.booleans(),
+    reasoning=st.booleans(),
+    opened=st.booleans(),
 )
-def test_nonsense(words: list[str], name: str | None, thinking: bool, thinks: bool) -> None:
-    """Whole, in words and in characters it is the same; what has neither calls nor thoughts is text to the letter."""
+def test_nonsense(words: list[str], name: str | None, reasoning: bool, opened: bool) -> None:
+    """Whole, in words and in characters it is the same; what has neither calls nor reasoning is text to the letter."""
     calling, answer = None if name is None else FORMATS[name], "".join(words)
     whole, *cut = (
-        read(pieces, calling, THINK if thinking else None, thinks and thinking) for pieces in ([answer], words, answer)
+        read(pieces, calling, THINK if reasoning else None, opened and reasoning)
+        for pieces in ([answer], words, answer)
     )
     assert cut == [whole, whole]
-    if not whole.calls and not (thinking and (thinks or "<think>" in answer)):
+    if not whole.calls and not (reasoning and (opened or "<think>" in answer)):
         assert whole.text == answer
     if whole.called:
         assert all(isinstance(json.loads(arguments), dict) for _, arguments in whole.calls)

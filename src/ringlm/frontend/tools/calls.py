@@ -46,7 +46,7 @@ class Calls:
         if name not in self.names:
             raise Broken
         self._name = name
-        self._tell("")
+        self.arguments("")
 
     def schema(self, argument: str) -> Mapping[str, Any]:
         """What the named tool's schema says of an argument; nothing where it has none."""
@@ -56,23 +56,6 @@ class Calls:
 
     def arguments(self, text: str) -> None:
         """More of the JSON text of its arguments."""
-        self._tell(text)
-
-    def end(self) -> None:
-        """All of it has been read; a call without arguments has none to tell. Raises Broken if it named no tool."""
-        if not self._name:
-            raise Broken
-        if not self._telling:
-            self._tell("{}")
-        self.whole += 1
-        self._on_tell()
-
-    def take(self) -> tuple[ToolCallDelta, ...]:
-        """What has been told since the last time."""
-        deltas, self._deltas = self._deltas, []
-        return tuple(deltas)
-
-    def _tell(self, text: str) -> None:
         self._arguments += text
         if not (self._name and self._arguments):
             return
@@ -87,3 +70,17 @@ class Calls:
         self._deltas[-1] = dataclasses.replace(last, arguments=last.arguments + self._arguments)
         self._arguments = ""
         self._on_tell()
+
+    def end(self) -> None:
+        """All of it has been read; a call without arguments has none to tell. Raises Broken if it named no tool."""
+        if not self._name:
+            raise Broken
+        if not self._telling:
+            self.arguments("{}")
+        self.whole += 1
+        self._on_tell()
+
+    def take(self) -> tuple[ToolCallDelta, ...]:
+        """What has been told since the last time."""
+        deltas, self._deltas = self._deltas, []
+        return tuple(deltas)

@@ -30,7 +30,7 @@ class ToolFormat(NamedTuple):
 
 
 class Reasoning(NamedTuple):
-    """What stands around a model's thoughts, at the beginning of an answer."""
+    """What stands around a model's reasoning, at the beginning of an answer."""
 
     opening: str
     closing: str
@@ -56,5 +56,5 @@ def tool_format(template: str) -> ToolFormat | None:
 
 
 def reasoning(template: str) -> Reasoning | None:
-    """What is around the reasoning of a model with this chat template; None for one that does not reason."""
+    """What is around the reasoning of a model with this chat template; None for one that has none."""
     return next((marks for marks in _REASONING if marks.closing in template), None)
