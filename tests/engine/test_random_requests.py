@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import msgspec
 from hypothesis import settings
@@ -15,12 +16,14 @@ from tests.engine.fake import CONTEXT, World, alone, free_blocks, tokens_of
 
 BLOCKS = 3
 SAMPLED = {"temperature": 1.5}
-KINDS: list[dict[str, float]] = [
+KINDS: list[dict[str, Any]] = [
     {"temperature": 0.0},
     {**SAMPLED, "top_k": 4},
     {**SAMPLED, "top_k": 9, "top_p": 0.8},
     {**SAMPLED},
     {**SAMPLED, "top_p": 0.7, "min_p": 0.05},
+    {"temperature": 0.0, "min_tokens": 1, "bad_token_ids": ((4,), (5, 6)), "logprobs": 2},
+    {**SAMPLED, "repetition_penalty": 1.5, "frequency_penalty": 0.5, "logit_bias": {3: 2.0}},
 ]
 prompts = st.lists(st.integers(0, 22), min_size=1, max_size=CONTEXT).map(tuple)
 params_of = st.builds(

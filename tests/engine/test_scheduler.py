@@ -5,6 +5,7 @@ import pytest
 from ringlm.engine.allocator import BlockAllocator
 from ringlm.engine.messages import SequenceStep
 from ringlm.engine.request import SamplingParams, StopReason
+from ringlm.engine.sampler import Chosen
 from ringlm.engine.scheduler import Scheduler, Work
 from ringlm.engine.sequence import Limits, Moment, begin
 from ringlm.errors import RequestError
@@ -50,7 +51,7 @@ def lengths(work: Work) -> list[tuple[int, int, int]]:
 def turn(scheduler: Scheduler, token: int = 50) -> list[tuple[int, int, int]]:
     """One step in which everyone sampled gets `token`."""
     work = next_work(scheduler)
-    scheduler.commit(work, [token] * len(work.sampled))
+    scheduler.commit(work, [Chosen(token)] * len(work.sampled))
     return lengths(work)
 
 
@@ -67,7 +68,7 @@ def test_a_prompt_goes_in_chunks_and_only_its_last_position_is_wanted() -> None:
         work = next_work(scheduler)
         assert work.message.sequences == [SequenceStep(7, start, tokens, [0], wanted)]
         assert len(work.sampled) == len(wanted)
-        (deltas := scheduler.commit(work, [42] * len(wanted)))
+        (deltas := scheduler.commit(work, [Chosen(42)] * len(wanted)))
         assert [delta.tokens for delta in deltas] == [[42]] * len(wanted)
     assert next_work(scheduler).message.sequences == [SequenceStep(7, 10, [42], [0], [0])]
 
@@ -128,7 +129,7 @@ def test_messages_are_numbered_and_the_same_calls_give_the_same_messages() -> No
         for id in range(4):
             add(scheduler, id, 3 + id, max_tokens=3)
             work = next_work(scheduler)
-            scheduler.commit(work, [id] * len(work.sampled))
+            scheduler.commit(work, [Chosen(id)] * len(work.sampled))
             made.append(work.message)
         return [*made, scheduler.stop()]
 
@@ -167,7 +168,7 @@ def test_an_error_ends_one_request_and_not_the_others() -> None:
     scheduler = scheduler_of()
     add(scheduler, 1, 2)
     add(scheduler, 2, 2)
-    first, second = scheduler.commit(next_work(scheduler), [RequestError("NaN"), 50])
+    first, second = scheduler.commit(next_work(scheduler), [RequestError("NaN"), Chosen(50)])
     assert (first.error, first.finish_reason, first.tokens) == ("NaN", None, [])
     assert (second.error, second.tokens) == (None, [50])
     assert turn(scheduler) == [(2, 2, 1)]
@@ -190,7 +191,7 @@ def test_why_a_sequence_ends(params: dict[str, int], token: int, reason: StopRea
     """The token that ended it is among the tokens."""
     scheduler = scheduler_of()
     add(scheduler, 1, 2, **params)
-    (delta,) = scheduler.commit(next_work(scheduler), [token])
+    (delta,) = scheduler.commit(next_work(scheduler), [Chosen(token)])
     assert delta.tokens == [token]
     assert delta.finish_reason is reason
     assert scheduler.has_work == (reason is None)
@@ -207,7 +208,7 @@ def test_timings_are_of_the_phases_and_come_at_the_end() -> None:
     for _ in range(4):
         work = next_work(scheduler)
         clock.tick(1.0, 0.25)
-        deltas += scheduler.commit(work, [50] * len(work.sampled))
+        deltas += scheduler.commit(work, [Chosen(50)] * len(work.sampled))
     assert [(d.prefill_s, d.decode_s, d.ring_s) for d in deltas] == [(0, 0, 0), (0, 0, 0), (2.0, 2.0, 1.0)]
 
 

@@ -53,6 +53,16 @@ def test_one_answer(engine: FakeEngine, tokenizer: Tokenizer, capsys: pytest.Cap
     assert engine.closed
 
 
+def test_how_to_choose_and_when_to_stop(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    penalties = "--typical-p 0.9 --repetition-penalty 1.1 --presence-penalty 0.5 --frequency-penalty -0.5"
+    stops = "--min-tokens 2 --stop na\u00efve --stop END"
+    assert main(["run", "-m", "demo", "--prompt", "Where?", *penalties.split(), *stops.split()]) == 0
+    assert capsys.readouterr().out == "Paris, \n"
+    params = engine.submitted[1][1]
+    assert (params.typical_p, params.repetition_penalty) == (0.9, 1.1)
+    assert (params.presence_penalty, params.frequency_penalty, params.min_tokens) == (0.5, -0.5, 2)
+
+
 def test_json_is_one_object_and_nothing_else(
     engine: FakeEngine, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:

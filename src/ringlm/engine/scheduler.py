@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ringlm.engine.allocator import BlockAllocator
 from ringlm.engine.messages import SequenceStep, StepMessage, StopMessage
 from ringlm.engine.request import StopReason
-from ringlm.engine.sampler import candidates
+from ringlm.engine.sampler import Chosen, needed
 from ringlm.engine.sequence import Clock, Delta, Moment, Sequence
 from ringlm.errors import RequestError
 
@@ -88,11 +88,11 @@ class Scheduler:
                 break
         if not parts:
             return None
-        message = StepMessage(self.epoch, self.step, parts, candidates(sampled))
+        message = StepMessage(self.epoch, self.step, parts, *needed(sampled))
         self.step += 1
         return Work(message, sequences, sampled)
 
-    def commit(self, work: Work, chosen: list[int | RequestError]) -> list[Delta]:
+    def commit(self, work: Work, chosen: list[Chosen | RequestError]) -> list[Delta]:
         """Give each sampled sequence its token, or its error; the news of each, in the same order."""
         for sequence, part in zip(work.sequences, work.message.sequences, strict=True):
             sequence.cached += len(part.tokens)
@@ -120,17 +120,18 @@ class Scheduler:
             self._running.append(sequence)
             yield sequence
 
-    def _advance(self, sequence: Sequence, token: int | RequestError, now: Moment) -> Delta:
-        if isinstance(token, RequestError):
+    def _advance(self, sequence: Sequence, chosen: Chosen | RequestError, now: Moment) -> Delta:
+        if isinstance(chosen, RequestError):
             self._remove(sequence)
-            return sequence.ended(now, [], error=str(token))
+            return sequence.ended(now, [], error=str(chosen))
         if sequence.first_token is None:
             sequence.first_token = now
-        reason = sequence.append(token)
+        reason = sequence.append(chosen.token)
+        logprobs = () if chosen.logprob is None else (chosen.logprob,)
         if reason is None:
-            return Delta(sequence.id, [token])
+            return Delta(sequence.id, [chosen.token], logprobs=logprobs)
         self._remove(sequence)
-        return sequence.ended(now, [token], reason)
+        return sequence.ended(now, [chosen.token], reason, logprobs=logprobs)
 
     def _remove(self, sequence: Sequence) -> None:
         del self._by_id[sequence.id]
