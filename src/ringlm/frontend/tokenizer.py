@@ -158,13 +158,13 @@ class Tokenizer:
     def detokenizer(self, continues: bool = False, keep: frozenset[str] = frozenset()) -> Detokenizer:
         """A stream of text; `continues` when it goes on from a prompt rather than begins a text. Of special tokens it
         has those named in `keep`."""
-        return Detokenizer(self._bytes_of_tokens(keep), continues)
+        return Detokenizer(self._spellings(keep), continues)
 
     def spelling(self, token: int) -> bytes:
         """The bytes that `token` adds to a text; the name of one that adds none."""
-        return self._bytes_of_tokens()[token] or (self._backend.id_to_token(token) or "").encode()
+        return self._spellings()[token] or (self._backend.id_to_token(token) or "").encode()
 
-    def _bytes_of_tokens(self, keep: frozenset[str] = frozenset()) -> TokenBytes:
+    def _spellings(self, keep: frozenset[str] = frozenset()) -> TokenBytes:
         if keep not in self._token_bytes:
             self._token_bytes[keep] = TokenBytes(self._backend, keep)
         return self._token_bytes[keep]
