@@ -1,0 +1,121 @@
+"""From a request for text to the session's answers: begun off the event loop, followed to their end, ended when the
+client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ringlm.errors import RingLMError
+from ringlm.frontend.answer import Completion, Piece
+from ringlm.frontend.metrics import Metrics
+from ringlm.frontend.server.access import record
+from ringlm.frontend.server.errors import APIError
+from ringlm.frontend.server.requests import Bodies
+from ringlm.frontend.server.sse import cancelled, until_gone
+from ringlm.frontend.session import Generation, Session
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the endpoints have in common. The model answers to all of `models`, the first of which is told."""
+
+    session: Session
+    models: tuple[str, ...]
+    bodies: Bodies
+    metrics: Metrics
+    created: int  # in Unix seconds
+
+    @property
+    def model(self) -> str:
+        return self.models[0]
+
+    def check_model(self, model: str | None) -> None:
+        """Raises APIError for a model that is not served."""
+        if model is not None and model not in self.models:
+            raise APIError(
+                404, f"the model '{model}' is not served here; '{self.model}' is.", param="model", code="model_not_found"
+            )
+
+
+@contextlib.asynccontextmanager
+async def begun(service: Service, starts: Sequence[Callable[[], Generation]]) -> AsyncIterator[list[Generation]]:
+    """Generations under way, all ended at the end of the block. They are begun on a thread: a long prompt takes the
+    tokenizer a while."""
+    running: list[Generation] = []
+    over = threading.Event()
+
+    def begin() -> None:
+        for start in starts:
+            if over.is_set():
+                return
+            running.append(start())
+            if over.is_set():  # meanwhile
+                running[-1].cancel()
+
+    try:
+        await run_in_threadpool(begin)
+        yield running
+    except RingLMError as error:
+        if not running:
+            service.metrics.failed(type(error).__name__)
+        raise
+    finally:
+        over.set()
+        for generation in running:
+            generation.cancel()
+
+
+async def followed(
+    service: Service, request: Request, generation: Generation, on_piece: Callable[[Piece], Awaitable[None]] | None = None
+) -> Completion:
+    """The whole of a generation, each piece of which `on_piece` gets as it comes; the log and the metrics learn of it."""
+    told, watch = record(request), service.metrics.started()
+    told.prompt_tokens += generation.prompt_tokens
+    try:
+        async for piece in generation:
+            told.completion_tokens += len(piece.token_ids)
+            watch.tokens(len(piece.token_ids), piece.index)
+            if on_piece is not None:
+                await on_piece(piece)
+        completion = await generation.completion()
+    except RingLMError as error:
+        watch.failed(type(error).__name__)
+        raise
+    except asyncio.CancelledError:
+        watch.finished("canceled", 0.0)
+        raise
+    watch.finished(completion.finish_reason, completion.queue_s)
+    return completion
+
+
+async def together(works: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """What all of them give; the first error ends the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await cancelled(*tasks)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """The response that `work` makes; it is cancelled when the client hangs up."""
+    task, client = asyncio.ensure_future(work), asyncio.ensure_future(until_gone(request.receive))
+    try:
+        await asyncio.wait({task, client}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+    finally:
+        await cancelled(task, client)
+    record(request).outcome = "its client left"
+    return Response(status_code=499)  # which nobody receives; the log's readers know it from nginx
