@@ -18,13 +18,12 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 import msgspec
 
-from ringlm import errors
+from ringlm import errors, logs
 from ringlm.cluster import messages, spec
 from ringlm.cluster.agreement import Refused
 from ringlm.cluster.channel import Channel, ChannelClosed
@@ -41,6 +40,8 @@ from ringlm.ring.collectives import last_words
 
 FRONTEND_SILENCE_S = 3.0
 _IDLE_S = 0.5  # an idle rank 0 looks this often whether the ring still holds
+
+log = logging.getLogger("ringlm")
 
 
 class Frontend:
@@ -194,12 +195,13 @@ def _report(error: BaseException, rank: int, frontend: Frontend | None) -> int:
         kind, text, status = public.__name__, str(error), error.exit_status
     else:
         kind, text, status = "InternalError", f"{type(error).__name__}: {error}", 1
-        traceback.print_exception(error)
-    if frontend is not None and rank == 0:
+    unforeseen = None if isinstance(error, RingLMError) else error
+    told = frontend is not None and rank == 0
+    if unforeseen is not None or not told:
+        log.error("%s: %s", kind, text, exc_info=unforeseen)
+    if frontend is not None and told:
         with contextlib.suppress(ChannelClosed):
             frontend.send(Failed(kind, text, error.rank if isinstance(error, PeerError) else None))
-    else:
-        print(f"ringlm: {kind}: {text}", file=sys.stderr, flush=True)
     return status
 
 
@@ -215,11 +217,11 @@ def main() -> int:
     arguments = parser.parse_args()
     engine = spec.receive(arguments.spec)
     rank = engine.ring.rank if engine.ring is not None else 0
-    logging.basicConfig(level=os.environ.get("RINGLM_LOG", "WARNING").upper(), format="ringlm: %(message)s")
     signal.signal(signal.SIGTERM, _terminate)
     frontend = Frontend(arguments.channel) if arguments.channel is not None else None
     worker = Worker(engine, frontend)
     try:
+        logs.inherit(rank)
         worker.run()
     except BaseException as error:  # noqa: BLE001 - the last place; every kind is reported
         status = _report(error, rank, frontend)

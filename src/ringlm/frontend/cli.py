@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ringlm import __version__
+from ringlm import __version__, logs
 from ringlm.cluster.parent import watch_parent
 from ringlm.errors import RingLMError
 from ringlm.frontend import console
@@ -220,6 +220,8 @@ def main(arguments: list[str] | None = None) -> int:
     # BadParameter is public; the bases are not, and where they live depends on typer's version.
     usage_error: Any = typer.BadParameter.__mro__[1]
     try:
+        if logs.as_json():
+            logs.inherit()
         status = app(args=arguments, prog_name="ringlm", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0

@@ -7,14 +7,18 @@ terminals only; NO_COLOR is honoured.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ringlm import logs
 from ringlm.frontend.answer import Completion
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+log = logging.getLogger("ringlm")
 
 # C0 controls, DEL and C1 would let a model's words command the terminal: shown as symbols instead.
 _CONTROLS = (
@@ -41,8 +45,19 @@ def note(text: str, style: str = "dim") -> None:
     stderr().print(escape(text), style=style)
 
 
+def notice(text: str) -> None:
+    """A line about what goes on, where nobody may be looking."""
+    if logs.as_json():
+        log.warning(text)
+    else:
+        note(f"ringlm: {text}")
+
+
 def fail(kind: str, message: str) -> None:
     """The one line of an error."""
+    if logs.as_json():
+        log.error("%s%s", f"{kind}: " if kind else "", message)
+        return
     name = f"ringlm: {kind}: " if kind else "ringlm: "
     sys.stdout.flush()
     console = stderr()
