@@ -8,6 +8,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 
+import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -54,20 +55,18 @@ class AccessLog:
                 MutableHeaders(scope=message)["X-Request-Id"] = told.id
             await send(message)
 
+        structlog.contextvars.bind_contextvars(request_id=told.id)  # of this request's task alone
         try:
             await self._app(scope, receive, with_id)
         finally:
             # Those who watch ask every few seconds, and say nothing about the server's work.
             level = logging.DEBUG if scope["path"] in ("/health", "/metrics") else logging.INFO
-            log.log(
-                level,
-                "%s %s %d%s, %d tokens in, %d out, %.0f ms, id %s",
-                scope["method"],
-                scope["path"],
-                told.status,
-                f" ({told.outcome})" if told.outcome else "",
-                told.prompt_tokens,
-                told.completion_tokens,
-                (time.perf_counter() - told.started) * 1e3,
-                told.id,
-            )
+            fields: dict[str, object] = {"status": told.status}
+            if told.outcome:
+                fields["outcome"] = told.outcome
+            fields |= {
+                "prompt_tokens": told.prompt_tokens,
+                "completion_tokens": told.completion_tokens,
+                "ms": round((time.perf_counter() - told.started) * 1e3),
+            }
+            log.log(level, "%s %s", scope["method"], scope["path"], extra=fields)

@@ -20,9 +20,10 @@ from ringlm.frontend.server.chat_schema import (
     Delta,
     Logprobs,
 )
-from ringlm.frontend.server.generating import Service, begun, followed, unless_gone
+from ringlm.frontend.server.generating import begun, followed, unless_gone
 from ringlm.frontend.server.responses import encoded
 from ringlm.frontend.server.schemas import Usage
+from ringlm.frontend.server.service import Service
 from ringlm.frontend.server.sse import EventStream, Write
 from ringlm.frontend.session import Generation
 

@@ -16,9 +16,10 @@ from ringlm.engine.request import MAX_CHOICES, MAX_LOGPROBS
 from ringlm.frontend.answer import Choice, Completion, Logprob, Piece
 from ringlm.frontend.server.access import record
 from ringlm.frontend.server.errors import APIError
-from ringlm.frontend.server.generating import Service, begun, followed, together, unless_gone
+from ringlm.frontend.server.generating import begun, followed, together, unless_gone
 from ringlm.frontend.server.responses import encoded
 from ringlm.frontend.server.schemas import Prompts, Sampling, Usage, prompts
+from ringlm.frontend.server.service import Service
 from ringlm.frontend.server.sse import EventStream, Write
 from ringlm.frontend.session import Generation
 
@@ -109,7 +110,9 @@ class _Answers:
 
     async def whole(self) -> Response:
         async with begun(self._service, self._starts()) as running:
-            completed = await together([followed(self._service, self._request, each) for each in running])
+            piecewise = self._params.best_of in (None, self._params.n)
+            works = [followed(self._service, self._request, each, piecewise=piecewise) for each in running]
+            completed = await together(works)
         choices = [
             self._choice(number, choice) for number, each in enumerate(completed) for choice in each.choices
         ]

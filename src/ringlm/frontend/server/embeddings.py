@@ -14,9 +14,10 @@ from starlette.responses import Response
 
 from ringlm.errors import RingLMError
 from ringlm.frontend.server.access import record
-from ringlm.frontend.server.generating import Service, together, unless_gone
+from ringlm.frontend.server.generating import together, unless_gone
 from ringlm.frontend.server.responses import encoded
 from ringlm.frontend.server.schemas import Prompts, prompts
+from ringlm.frontend.server.service import Service
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True):

@@ -7,45 +7,21 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ringlm.engine.request import StopReason
 from ringlm.errors import RingLMError
 from ringlm.frontend.answer import Completion, Piece
-from ringlm.frontend.metrics import Metrics
 from ringlm.frontend.server.access import record
-from ringlm.frontend.server.errors import APIError
-from ringlm.frontend.server.requests import Bodies
+from ringlm.frontend.server.service import Service
 from ringlm.frontend.server.sse import cancelled, until_gone
-from ringlm.frontend.session import Generation, Session
+from ringlm.frontend.session import Generation
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Service:
-    """What the endpoints have in common. The model answers to all of `models`, the first of which is told."""
-
-    session: Session
-    models: tuple[str, ...]
-    bodies: Bodies
-    metrics: Metrics
-    created: int  # in Unix seconds
-
-    @property
-    def model(self) -> str:
-        return self.models[0]
-
-    def check_model(self, model: str | None) -> None:
-        """Raises APIError for a model that is not served."""
-        if model is not None and model not in self.models:
-            raise APIError(
-                404, f"the model '{model}' is not served here; '{self.model}' is.", param="model", code="model_not_found"
-            )
 
 
 @contextlib.asynccontextmanager
@@ -77,24 +53,32 @@ async def begun(service: Service, starts: Sequence[Callable[[], Generation]]) ->
 
 
 async def followed(
-    service: Service, request: Request, generation: Generation, on_piece: Callable[[Piece], Awaitable[None]] | None = None
+    service: Service,
+    request: Request,
+    generation: Generation,
+    on_piece: Callable[[Piece], Awaitable[None]] | None = None,
+    piecewise: bool = True,
 ) -> Completion:
-    """The whole of a generation, each piece of which `on_piece` gets as it comes; the log and the metrics learn of it."""
+    """The whole of a generation, each piece of which `on_piece` gets as it comes; the log and the metrics learn of it.
+    One of which the best answers are chosen at its end is not `piecewise`."""
     told, watch = record(request), service.metrics.started()
     told.prompt_tokens += generation.prompt_tokens
     try:
-        async for piece in generation:
-            told.completion_tokens += len(piece.token_ids)
-            watch.tokens(len(piece.token_ids), piece.index)
-            if on_piece is not None:
-                await on_piece(piece)
+        if piecewise:
+            async for piece in generation:
+                told.completion_tokens += len(piece.token_ids)
+                watch.tokens(len(piece.token_ids), piece.index)
+                if on_piece is not None:
+                    await on_piece(piece)
         completion = await generation.completion()
     except RingLMError as error:
         watch.failed(type(error).__name__)
         raise
     except asyncio.CancelledError:
-        watch.finished("canceled", 0.0)
+        service.metrics.finished(str(StopReason.CANCELED))
         raise
+    if not piecewise:
+        told.completion_tokens += completion.completion_tokens
     watch.finished(completion.finish_reason, completion.queue_s)
     return completion
 
