@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ringlm import LLM, SamplingParams, StopReason
 from ringlm.cluster.spec import EngineSpec
 from ringlm.errors import ConfigError, ModelError, RequestError
 from ringlm.frontend.tokenizer import Tokenizer
-from tests.frontend.fake import EOS, FakeEngine, install
+from tests.frontend.fake import EOS, FakeEngine, install, until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 USER = [{"role": "user", "content": "Hi"}]
@@ -59,9 +60,11 @@ def test_params_one_each(llm: LLM, engine: FakeEngine) -> None:
 
 
 def test_a_bad_prompt_ends_the_others(llm: LLM, engine: FakeEngine) -> None:
+    engine._answer, engine._delay_s = lambda _: itertools.repeat(5), 0.01
     with pytest.raises(RequestError, match="no token id"):
         llm.generate(["one two", [10**9]], GREEDY)
-    assert (engine.canceled, engine.running) == ([1], [])
+    until(lambda: not engine.running)
+    assert engine.canceled == [1]
 
 
 def test_chat_whole_and_streamed(llm: LLM) -> None:

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,6 @@ class Tokenizer:
         self._name = name
         self._template = template  # where it is, for messages
         self._backend = fast.backend_tokenizer
-        self._token_bytes: TokenBytes | None = None
 
     @classmethod
     def open(cls, model: Model, chat_template: Path | None = None) -> Tokenizer | None:
@@ -119,9 +119,15 @@ class Tokenizer:
 
     def detokenizer(self, continues: bool = False) -> Detokenizer:
         """A stream of text; `continues` when it goes on from a prompt rather than begins a text."""
-        if self._token_bytes is None:
-            self._token_bytes = TokenBytes(self._backend)
-        return Detokenizer(self._token_bytes, continues)
+        return Detokenizer(self._spellings, continues)
+
+    def spelling(self, token: int) -> bytes:
+        """The bytes that `token` adds to a text; the name of one that adds none."""
+        return self._spellings[token] or (self._backend.id_to_token(token) or "").encode()
+
+    @cached_property
+    def _spellings(self) -> TokenBytes:
+        return TokenBytes(self._backend)
 
 
 def _from_folder(folder: Path) -> PreTrainedTokenizerFast | None:

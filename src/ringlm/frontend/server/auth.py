@@ -25,10 +25,17 @@ class Keys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
-        if self._keys and scope["type"] == "http" and scope["path"] not in OPEN and not self._has_key(Headers(scope=scope)):
+        if (
+            self._keys
+            and scope["type"] == "http"
+            and scope["path"] not in OPEN
+            and not self._has_key(Headers(scope=scope))
+        ):
             app = error_response(
                 APIError(
-                    401, "a key is missing, or wrong; send Authorization: Bearer KEY.", headers={"WWW-Authenticate": "Bearer"}
+                    401,
+                    "a key is missing, or wrong; send Authorization: Bearer KEY.",
+                    headers={"WWW-Authenticate": "Bearer"},
                 )
             )
         await app(scope, receive, send)

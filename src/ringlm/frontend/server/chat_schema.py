@@ -15,9 +15,25 @@ from ringlm.frontend.server.schemas import Count, Name, Sampling, Usage
 
 # What decides how a template is applied is no variable of it.
 _TAKEN = set(
-    "messages params tools tool_choice conversation documents chat_template add_generation_prompt "
-    "continue_final_message tokenize padding truncation max_length return_tensors return_dict "
-    "return_assistant_tokens_mask tokenizer_kwargs".split()
+    [
+        "messages",
+        "params",
+        "tools",
+        "tool_choice",
+        "conversation",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    ]
 )
 
 
@@ -114,9 +130,7 @@ class ChatRequest(Sampling, kw_only=True):
             )
         taken = sorted((self.chat_template_kwargs or {}).keys() & _TAKEN)
         if taken:
-            raise APIError(
-                400, f"chat_template_kwargs may not set {', '.join(taken)}.", param="chat_template_kwargs"
-            )
+            raise APIError(400, f"chat_template_kwargs may not set {', '.join(taken)}.", param="chat_template_kwargs")
         if self.modalities is not None and self.modalities != ["text"]:
             raise APIError(400, "modalities other than text are not supported.", param="modalities")
         if self.top_logprobs is not None and not self.logprobs:
@@ -251,9 +265,7 @@ class Delta(msgspec.Struct, kw_only=True):
         told = [CallDelta.of(call) for call in piece.tool_calls if calls is None or call.index < calls]
         if not (piece.text or piece.reasoning or told or piece.logprobs):
             return None
-        return cls(
-            content=piece.text or UNSET, reasoning_content=piece.reasoning or UNSET, tool_calls=told or UNSET
-        )
+        return cls(content=piece.text or UNSET, reasoning_content=piece.reasoning or UNSET, tool_calls=told or UNSET)
 
 
 class ChunkChoice(msgspec.Struct, kw_only=True):
@@ -273,4 +285,4 @@ class ChatChunk(msgspec.Struct, kw_only=True):
     created: int
     model: str
     choices: list[ChunkChoice]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET

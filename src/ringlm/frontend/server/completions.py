@@ -36,7 +36,8 @@ class CompletionRequest(Sampling, kw_only=True):
     ] = None
     echo: Annotated[bool | None, Meta(description="Give the prompt before the answer; not with logprobs.")] = None
     logprobs: Annotated[
-        Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None, Meta(description="So many of the likeliest beside each token.")
+        Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
+        Meta(description="So many of the likeliest beside each token."),
     ] = None
 
 
@@ -82,7 +83,7 @@ class CompletionResponse(msgspec.Struct, kw_only=True):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
 
 
 async def completions(request: Request, service: Service) -> Response:
@@ -113,9 +114,7 @@ class _Answers:
             piecewise = self._params.best_of in (None, self._params.n)
             works = [followed(self._service, self._request, each, piecewise=piecewise) for each in running]
             completed = await together(works)
-        choices = [
-            self._choice(number, choice) for number, each in enumerate(completed) for choice in each.choices
-        ]
+        choices = [self._choice(number, choice) for number, each in enumerate(completed) for choice in each.choices]
         return encoded(self._response(*choices, usage=_usage(completed)))
 
     async def stream(self, write: Write) -> None:

@@ -24,7 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ringlm import logs
 from ringlm.engine.request import SamplingParams
-from ringlm.errors import ConfigError, RingLMError
+from ringlm.errors import ConfigError
 from ringlm.frontend.metrics import Metrics
 from ringlm.frontend.options import EngineOptions
 from ringlm.frontend.progress import StartUp

@@ -9,6 +9,8 @@ import msgspec
 from starlette.responses import Response
 
 
-def encoded(data: msgspec.Struct | dict[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def encoded(
+    data: msgspec.Struct | dict[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
     """`data` as JSON."""
     return Response(msgspec.json.encode(data), status, dict(headers or {}), media_type="application/json")

@@ -6,14 +6,12 @@ document at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
-from ringlm.engine.request import MAX_CHOICES, MAX_LOGPROBS, SamplingParams
-from ringlm.frontend.answer import Piece
+from ringlm.engine.request import MAX_CHOICES, SamplingParams
 from ringlm.frontend.server.errors import APIError
 
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 31)]
@@ -21,7 +19,10 @@ Count: TypeAlias = Annotated[int, Meta(ge=1, lt=1 << 31)]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 # One prompt or many; msgspec has no union of lists, so `prompts` sees to it that all are of one kind.
-Prompts: TypeAlias = str | Annotated[list[str | TokenId | Annotated[list[TokenId], Meta(min_length=1)]], Meta(min_length=1, max_length=2048)]
+Prompts: TypeAlias = (
+    str
+    | Annotated[list[str | TokenId | Annotated[list[TokenId], Meta(min_length=1)]], Meta(min_length=1, max_length=2048)]
+)
 
 
 def prompts(given: Prompts, param: str) -> list[str | list[int]]:
@@ -44,20 +45,23 @@ class StreamOptions(msgspec.Struct, kw_only=True):
 class Sampling(msgspec.Struct, kw_only=True):
     """How to choose tokens and when to stop: OpenAI's fields, and those of vLLM's server with its names."""
 
-    refused: ClassVar[dict[str, str]] = {
-        name: "the shape of an answer cannot be prescribed yet"
-        for name in ("guided_choice", "guided_grammar", "guided_json", "guided_regex", "structured_outputs")
-    } | {
+    refused: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("guided_choice", "guided_grammar", "guided_json", "guided_regex", "structured_outputs"),
+        "the shape of an answer cannot be prescribed yet",
+    ) | {
         "prompt_logprobs": "logprobs are those of answers only",
         "use_beam_search": "there is no beam search",
     }
 
     model: Annotated[str | None, Meta(description="The served model's id, which may be left out.")] = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    max_tokens: Annotated[Count | None, Meta(description="The longest answer; else as much as the context holds.")] = None
+    max_tokens: Annotated[Count | None, Meta(description="The longest answer; else as much as the context holds.")] = (
+        None
+    )
     min_tokens: Annotated[int, Meta(ge=0, lt=1 << 31)] | None = None
     temperature: Annotated[
-        Annotated[float, Meta(ge=0, le=100)] | None, Meta(description="0 always takes the likeliest token; 1 if not given.")
+        Annotated[float, Meta(ge=0, le=100)] | None,
+        Meta(description="0 always takes the likeliest token; 1 if not given."),
     ] = None
     top_k: Annotated[int, Meta(ge=-1, lt=1 << 31)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
@@ -67,13 +71,15 @@ class Sampling(msgspec.Struct, kw_only=True):
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     logit_bias: Annotated[
-        dict[int, Annotated[float, Meta(ge=-100, le=100)]] | None, Meta(description="What to add to logits, by token id.")
+        dict[int, Annotated[float, Meta(ge=-100, le=100)]] | None,
+        Meta(description="What to add to logits, by token id."),
     ] = None
     seed: Annotated[
         Annotated[int, Meta(ge=-(1 << 63), lt=1 << 63)] | None, Meta(description="The same seed, the same answer.")
     ] = None
     stop: Annotated[
-        Text | Annotated[list[Text], Meta(max_length=64)] | None, Meta(description="Texts that end an answer and are no part of it.")
+        Text | Annotated[list[Text], Meta(max_length=64)] | None,
+        Meta(description="Texts that end an answer and are no part of it."),
     ] = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=256)] | None = None
     ignore_eos: bool | None = None

@@ -30,5 +30,8 @@ class Service:
         """Raises APIError for a model that is not served."""
         if model is not None and model not in self.models:
             raise APIError(
-                404, f"the model '{model}' is not served here; '{self.model}' is.", param="model", code="model_not_found"
+                404,
+                f"the model '{model}' is not served here; '{self.model}' is.",
+                param="model",
+                code="model_not_found",
             )

@@ -13,7 +13,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ringlm.frontend.server.errors import APIError, api_error
+from ringlm.frontend.server.errors import api_error
 
 KEEP_ALIVE_S = 15.0  # proxies cut connections that are silent for a minute
 STALL_S = 60.0  # a client that takes nothing for so long is given up
@@ -31,7 +31,9 @@ class EventStream(Response):
     """
 
     def __init__(self, produce: Callable[[Write], Awaitable[None]]) -> None:
-        super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        super().__init__(
+            media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        )
         del self.headers["content-length"]
         self._produce = produce
 

@@ -13,9 +13,9 @@ from starlette.responses import Response
 from ringlm.errors import RequestError
 from ringlm.frontend.server.chat_schema import Message, Tool
 from ringlm.frontend.server.errors import APIError
-from ringlm.frontend.server.service import Service
 from ringlm.frontend.server.responses import encoded
 from ringlm.frontend.server.schemas import TokenId
+from ringlm.frontend.server.service import Service
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):
