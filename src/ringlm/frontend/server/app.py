@@ -54,23 +54,31 @@ def build(service: Service, keys: Sequence[bytes] = (), origins: Sequence[str] =
     api = document(ENDPOINTS, needs_key=bool(keys))
     shown = {"/": pages.front(service.model), "/docs": pages.docs(api), "/openapi.json": encoded(api)}
     routes = [Route(path, partial(_fixed, response=response)) for path, response in shown.items()]
-    routes += [Route(each.path, partial(each.answer, service=service), methods=[each.method]) for each in ENDPOINTS]
+    routes += [
+        Route(each.path, partial(_answer, endpoint=each, service=service), methods=[each.method]) for each in ENDPOINTS
+    ]
+    middleware = [Middleware(Keys, keys=keys)]
+    if origins:
+        shared = ["X-Request-Id", "Retry-After"]
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=shared,
+        )
+        middleware.insert(0, cors)  # a browser asks whether it may ask, and shows no key then
     app = Starlette(
         routes=routes,
-        middleware=[
-            Middleware(
-                CORSMiddleware,
-                allow_origins=origins,
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
-                expose_headers=["X-Request-Id", "Retry-After"],
-            ),
-            Middleware(Keys, keys=keys),
-        ],
-        exception_handlers=dict.fromkeys((APIError, RingLMError, HTTPException, Exception), on_error),
+        middleware=middleware,
+        exception_handlers={kind: on_error for kind in (APIError, RingLMError, HTTPException, Exception)},
     )
     app.router.redirect_slashes = False
     return AccessLog(app)
+
+
+async def _answer(request: Request, endpoint: Endpoint, service: Service) -> Response:
+    return await endpoint.answer(request, service)
 
 
 async def _fixed(request: Request, response: Response) -> Response:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ringlm.frontend.answer import Completion, Piece
+from ringlm.frontend.generation import Generation
 from ringlm.frontend.server.access import record
 from ringlm.frontend.server.chat_schema import (
     ChatChoice,
@@ -25,7 +26,6 @@ from ringlm.frontend.server.responses import encoded
 from ringlm.frontend.server.schemas import Usage
 from ringlm.frontend.server.service import Service
 from ringlm.frontend.server.sse import EventStream, Write
-from ringlm.frontend.session import Generation
 
 
 async def chat_completions(request: Request, service: Service) -> Response:
@@ -93,7 +93,7 @@ class _Answer:
             self._messages,
             params,
             tools=self._tools,
-            tool_choice=asked.tool_choice or "auto",
+            tool_choice="none" if asked.tool_choice == "none" else "auto",
             **(asked.chat_template_kwargs or {}),
         )
 

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from ringlm.engine.request import MAX_CHOICES, MAX_LOGPROBS
 from ringlm.frontend.answer import Choice, Completion, Logprob, Piece
+from ringlm.frontend.generation import Generation
 from ringlm.frontend.server.access import record
 from ringlm.frontend.server.errors import APIError
 from ringlm.frontend.server.generating import begun, followed, together, unless_gone
@@ -21,7 +22,6 @@ from ringlm.frontend.server.responses import encoded
 from ringlm.frontend.server.schemas import Prompts, Sampling, Usage, prompts
 from ringlm.frontend.server.service import Service
 from ringlm.frontend.server.sse import EventStream, Write
-from ringlm.frontend.session import Generation
 
 
 class CompletionRequest(Sampling, kw_only=True):

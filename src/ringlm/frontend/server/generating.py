@@ -16,10 +16,10 @@ from starlette.responses import Response
 from ringlm.engine.request import StopReason
 from ringlm.errors import RingLMError
 from ringlm.frontend.answer import Completion, Piece
+from ringlm.frontend.generation import Generation
 from ringlm.frontend.server.access import record
 from ringlm.frontend.server.service import Service
 from ringlm.frontend.server.sse import cancelled, until_gone
-from ringlm.frontend.session import Generation
 
 _T = TypeVar("_T")
 

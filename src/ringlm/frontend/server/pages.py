@@ -15,8 +15,8 @@ code, pre { font: 0.9em/1.45 ui-monospace, monospace; }
 pre { background: var(--soft); padding: 0.7rem 1rem; border-radius: 6px; overflow-x: auto; }
 details { border: 1px solid var(--line); border-radius: 6px; padding: 0.5rem 1rem; margin: 0.5rem 0; }
 summary { cursor: pointer; } summary p { display: inline; margin-left: 0.5rem; opacity: 0.75; }
-table { border-collapse: collapse; width: 100%; } td { border-top: 1px solid var(--line); padding: 0.3rem 0.8rem 0.3rem 0; }
-td { vertical-align: top; overflow-wrap: anywhere; } td:first-child { white-space: nowrap; }
+table { border-collapse: collapse; width: 100%; } td:first-child { white-space: nowrap; }
+td { border-top: 1px solid var(--line); padding: 0.3rem 0.8rem 0.3rem 0; vertical-align: top; overflow-wrap: anywhere; }
 """
 _HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
 
@@ -69,7 +69,8 @@ def _type(name: str, schema: dict[str, Any]) -> str:
         for field, each in schema.get("properties", {}).items()
     )
     about = escape(schema.get("description", ""))
-    return f"<details id='{name}'><summary><h2><code>{name}</code></h2></summary><p>{about}</p><table>{rows}</table></details>"
+    head = f"<summary><h2><code>{name}</code></h2></summary>"
+    return f"<details id='{name}'>{head}<p>{about}</p><table>{rows}</table></details>"
 
 
 def _kind(schema: dict[str, Any]) -> str:

@@ -75,7 +75,8 @@ class Sampling(msgspec.Struct, kw_only=True):
         Meta(description="What to add to logits, by token id."),
     ] = None
     seed: Annotated[
-        Annotated[int, Meta(ge=-(1 << 63), lt=1 << 63)] | None, Meta(description="The same seed, the same answer.")
+        Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None,
+        Meta(description="The same seed, the same answer."),
     ] = None
     stop: Annotated[
         Text | Annotated[list[Text], Meta(max_length=64)] | None,
