@@ -86,9 +86,7 @@ def test_an_unknown_level_is_refused(level: str) -> None:
         logs.configure(False, level)
 
 
-def test_a_commands_error_is_an_object_too(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commands_error_is_an_object_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RINGLM_LOG_JSON", "1")
     assert main(["plan", "-m", "/nowhere/at-all"]) == 2
     (line,) = lines(capsys)

@@ -71,7 +71,7 @@ def build(service: Service, keys: Sequence[bytes] = (), origins: Sequence[str] =
     app = Starlette(
         routes=routes,
         middleware=middleware,
-        exception_handlers={kind: on_error for kind in (APIError, RingLMError, HTTPException, Exception)},
+        exception_handlers=dict.fromkeys((APIError, RingLMError, HTTPException, Exception), on_error),
     )
     app.router.redirect_slashes = False
     return AccessLog(app)

@@ -35,7 +35,7 @@ from ringlm.frontend.server.requests import Bodies
 from ringlm.frontend.server.service import Service
 from ringlm.frontend.session import Session
 
-HEAD_S = 30  # for a connection to send the head of its next request
+HEAD_S = 30.0  # for a connection to send the head of its next request
 TELL_S = 2.0  # how long a server whose ring is lost still says so
 BACKLOG = 2048
 
@@ -99,7 +99,7 @@ async def _run(app: ASGIApp, sock: socket.socket, monitor: Monitor, drain_timeou
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=HEAD_S,
+        timeout_keep_alive=int(HEAD_S) + 1,
         timeout_graceful_shutdown=drain_timeout_s,
         backlog=BACKLOG,
     )
@@ -155,7 +155,7 @@ class _Protocol(H11Protocol):
     def _await_head(self) -> None:
         if self._late is not None:
             self._late.cancel()
-        self._late = self.loop.call_later(HEAD_S + 1, self._close_idle)
+        self._late = self.loop.call_later(HEAD_S, self._close_idle)
 
     def _close_idle(self) -> None:
         if self.cycle is None or self.cycle.response_complete:

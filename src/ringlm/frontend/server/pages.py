@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 
@@ -10,14 +11,15 @@ from starlette.responses import HTMLResponse
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.1rem; margin: 0; display: inline; } h3 { margin-bottom: 0.3rem; }
+h1 { font-size: 1.6rem; } h3 { margin: 2rem 0 0; } p { margin: 0.4rem 0; }
 code, pre { font: 0.9em/1.45 ui-monospace, monospace; }
 pre { background: var(--soft); padding: 0.7rem 1rem; border-radius: 6px; overflow-x: auto; }
-details { border: 1px solid var(--line); border-radius: 6px; padding: 0.5rem 1rem; margin: 0.5rem 0; }
-summary { cursor: pointer; } summary p { display: inline; margin-left: 0.5rem; opacity: 0.75; }
-table { border-collapse: collapse; width: 100%; } td:first-child { white-space: nowrap; }
-td { border-top: 1px solid var(--line); padding: 0.3rem 0.8rem 0.3rem 0; vertical-align: top; overflow-wrap: anywhere; }
+table { border-collapse: collapse; width: 100%; margin-top: 0.5rem; } td { width: 35%; }
+td:first-child { white-space: nowrap; width: 30%; }
+td { border-top: 1px solid var(--line); padding: 0.3rem 1rem 0.3rem 0; vertical-align: top; overflow-wrap: anywhere; }
 """
+_EXAMPLE = """curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+     -d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": true}'"""
 _HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
 
 
@@ -33,44 +35,48 @@ def front(model: str) -> HTMLResponse:
 
 def docs(document: dict[str, Any]) -> HTMLResponse:
     """All endpoints and their fields, as the OpenAPI document says them."""
-    schemas = document["components"]["schemas"]
-    parts = [
-        "<h1>ringlm</h1><p>Clients of OpenAI's API work with the base URL of this server and <code>/v1</code>. "
-        "<a href='openapi.json'>The same as OpenAPI</a>.</p>"
+    rows = [
+        (f"<code>{method.upper()} {escape(path)}</code>", _prose(operation["summary"]), _bodies(operation))
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
     ]
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            head = f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation['summary'])}</p>"
-            body = "".join(_body(title, kind) for title, kind in _contents(operation))
-            parts.append(f"<details><summary>{head}</summary>{body}</details>")
-    parts.append("<h3>Types</h3>")
-    parts += [_type(name, schema) for name, schema in sorted(schemas.items())]
-    return _page("ringlm: the endpoints", "".join(parts))
+    types = [_type(name, schema) for name, schema in sorted(document["components"]["schemas"].items())]
+    return _page(
+        "ringlm: the endpoints",
+        "<h1>ringlm</h1><p>Clients of OpenAI's API work with the base URL of this server and <code>/v1</code>. "
+        f"<a href='openapi.json'>The same as OpenAPI</a>.</p><pre>{escape(_EXAMPLE)}</pre>"
+        f"{_table(rows)}{''.join(types)}",
+    )
 
 
-def _contents(operation: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """What an operation takes and gives, in words, with its schema."""
-    found = []
+def _bodies(operation: dict[str, Any]) -> str:
+    """What an operation takes, gives and streams."""
+    parts = []
     if "requestBody" in operation:
-        found.append(("Takes", operation["requestBody"]["content"]["application/json"]["schema"]))
+        parts.append(f"takes {_kind(operation['requestBody']['content']['application/json']['schema'])}")
     for media, content in operation["responses"]["200"]["content"].items():
-        found.append(("Streams" if media == "text/event-stream" else "Gives", content["schema"]))
-    return found
-
-
-def _body(title: str, schema: dict[str, Any]) -> str:
-    return f"<p>{title} {_kind(schema)}.</p>"
+        parts.append(f"{'streams' if media == 'text/event-stream' else 'gives'} {_kind(content['schema'])}")
+    return "<br>".join(parts)
 
 
 def _type(name: str, schema: dict[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td><code>{escape(field)}</code>{' *' if field in schema.get('required', ()) else ''}</td>"
-        f"<td>{_kind(each)}</td><td>{escape(each.get('description', ''))}</td></tr>"
+    rows = [
+        (
+            f"<code>{escape(field)}</code>{'' if field in schema.get('required', ()) else '?'}",
+            _kind(each),
+            _prose(each.get("description", "")),
+        )
         for field, each in schema.get("properties", {}).items()
-    )
-    about = escape(schema.get("description", ""))
-    head = f"<summary><h2><code>{name}</code></h2></summary>"
-    return f"<details id='{name}'>{head}<p>{about}</p><table>{rows}</table></details>"
+    ]
+    return f"<h3 id='{name}'><code>{name}</code></h3><p>{_prose(schema.get('description', ''))}</p>{_table(rows)}"
+
+
+def _table(rows: list[tuple[str, str, str]]) -> str:
+    return "<table>" + "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows) + "</table>"
+
+
+def _prose(text: str) -> str:
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 def _kind(schema: dict[str, Any]) -> str:
