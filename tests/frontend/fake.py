@@ -47,11 +47,13 @@ class FakeEngine:
         self._sent: dict[int, int] = {}
         self._chunk, self._delay_s = chunk, delay_s
         self._fail_after, self._failure = fail_after, failure
+        self._refusal: tuple[str, bool] | None = None  # why nothing is answered, and whether the queue is full
         self._changed = threading.Condition()
 
     @property
     def running(self) -> list[int]:
-        return list(self._left)
+        with self._changed:
+            return list(self._left)
 
     def submit(self, prompt_tokens: list[int], params: SamplingParams) -> int:
         with self._changed:
@@ -90,6 +92,8 @@ class FakeEngine:
     def _advance(self, request: int, left: Iterable[int]) -> Output | Embedding:
         del self._left[request]
         prompt, params = self.submitted[request]
+        if self._refusal is not None:
+            return Output(request, [], error=self._refusal[0], busy=self._refusal[1])
         if request in self.canceled:
             return self._last(request, [], StopReason.CANCELED)
         if params.max_tokens == EMBED:

@@ -67,6 +67,24 @@ def test_a_bad_prompt_ends_the_others(llm: LLM, engine: FakeEngine) -> None:
     assert engine.canceled == [1]
 
 
+def test_a_long_list_is_handed_in_bit_by_bit(llm: LLM, engine: FakeEngine) -> None:
+    most = 0
+    submit = engine.submit
+
+    def counted(prompt: list[int], params: SamplingParams) -> int:
+        nonlocal most
+        request = submit(prompt, params)
+        most = max(most, len(engine.running))
+        return request
+
+    engine.submit = counted  # type: ignore[method-assign]
+    prompts = [[10 + number] for number in range(300)]
+    completions = llm.generate(prompts, GREEDY.replace(n=2))
+    assert [completion.token_ids for completion in completions] == [(*prompt, EOS) for prompt in prompts]
+    assert 64 < most <= 128
+    assert llm.embed(prompts) == [[float(token)] for (token,) in prompts]
+
+
 def test_chat_whole_and_streamed(llm: LLM) -> None:
     whole = llm.chat(USER, GREEDY)
     pieces = list(llm.chat(USER, GREEDY, stream=True))

@@ -81,7 +81,7 @@ class Output(msgspec.Struct, frozen=True, tag=True):
     decode_s: float = 0.0  # from the first token to the last
     ring_s: float = 0.0  # time within collectives, of prefill_s + decode_s
     error: str | None = None  # the request was refused (a RequestError); finish_reason is then None
-    logprobs: list[TokenLogprob] = []  # of `tokens`, where they were asked for
+    logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where they were asked for
     queue_s: float = 0.0  # from submission to admission
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
     busy: bool = False  # of an error: too many requests wait (a QueueFullError)

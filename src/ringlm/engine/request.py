@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, Final, NamedTuple
+import functools
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, get_origin, get_type_hints
 
 import msgspec
 
@@ -52,13 +54,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[int, float] = {}
     seed: int | None = None
     logprobs: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Sequence[str] = ()  # or one string
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
-    bad_words: tuple[str, ...] = ()
-    bad_token_ids: tuple[tuple[int, ...], ...] = ()
+    bad_words: Sequence[str] = ()  # or one string
+    bad_token_ids: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
+        for name, kind in _types().items():
+            self._convert(name, kind)
+
         def check(ok: bool, name: str, rule: str) -> None:
             if not ok:
                 raise RequestError(f"{name} is {getattr(self, name)!r}; it must be {rule}.")
@@ -72,18 +77,36 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         check(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
         check(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1")
         check(0.0 < self.typical_p <= 1.0, "typical_p", "above 0 and at most 1")
-        check(0.0 < self.repetition_penalty <= 100.0, "repetition_penalty", "above 0 and at most 100")
+        check(0.01 <= self.repetition_penalty <= 100.0, "repetition_penalty", "between 0.01 and 100")
         check(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "between -2 and 2")
         check(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "between -2 and 2")
         check(all(-100.0 <= bias <= 100.0 for bias in self.logit_bias.values()), "logit_bias", "between -100 and 100")
+        check(self.seed is None or -(2**63) <= self.seed < 2**64, "seed", "a whole number of 64 bits")
         check(self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"between 0 and {MAX_LOGPROBS}")
         check(all(self.stop), "stop", "strings that are not empty")
         check(all(self.bad_words), "bad_words", "texts that are not empty")
         check(all(self.bad_token_ids), "bad_token_ids", "sequences that are not empty")
 
+    def _convert(self, name: str, kind: Any) -> None:
+        """Make the field what its annotation says: of an int a float, of any sequence a tuple."""
+        value = getattr(self, name)
+        several = get_origin(kind) is Sequence
+        if several and isinstance(value, str):
+            value = (value,)
+        try:
+            value = msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            raise RequestError(f"{name} is {value!r}: {error}.") from None
+        msgspec.structs.force_setattr(self, name, tuple(value) if several else value)
+
     def replace(self, **changes: Any) -> SamplingParams:
         """A copy with some fields changed."""
         return msgspec.structs.replace(self, **changes)
+
+
+@functools.cache
+def _types() -> dict[str, Any]:
+    return get_type_hints(SamplingParams)
 
 
 class TokenLogprob(NamedTuple):

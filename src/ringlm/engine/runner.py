@@ -29,17 +29,17 @@ class Runner:
         if local.shape[0] == 0:
             return None
         if message.candidates:
-            return self._gather_candidates(local, message.candidates)
+            return self._gather_candidates(local, message.candidates, message.log_sums)
         return self._gather_all(local)
 
-    def _gather_candidates(self, local: Tensor, k: int) -> Logits | None:
-        candidates = pick(local, k, self.model.shard.vocabulary.start)
+    def _gather_candidates(self, local: Tensor, k: int, log_sums: bool) -> Logits | None:
+        candidates = pick(local, k, self.model.shard.vocabulary.start, log_sums)
         if self.comm.world_size == 1:
             return candidates
         parts = self.comm.gather_bytes(pack(candidates))
         if parts is None:
             return None
-        return merge([unpack(data, len(local), rank) for rank, data in enumerate(parts)], k)
+        return merge([unpack(data, len(local), rank, log_sums) for rank, data in enumerate(parts)], k)
 
     def _gather_all(self, local: Tensor) -> Logits | None:
         parts = self.comm.gather(local.contiguous())

@@ -29,8 +29,9 @@ from ringlm.frontend.writer import AnswerParser, Text, Writer
 
 if TYPE_CHECKING:
     from ringlm.cluster.spec import EngineSpec
+    from ringlm.frontend.conversation import Message
     from ringlm.frontend.model import Model
-    from ringlm.frontend.tokenizer import Message, Tokenizer
+    from ringlm.frontend.tokenizer import Tokenizer
 
 
 class Session:

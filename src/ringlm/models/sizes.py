@@ -16,6 +16,7 @@ from ringlm.weights.source import Form
 
 # Old checkpoints hold rotary frequencies, which are computed; some tied ones repeat the head.
 IGNORED: Final = (".rotary_emb.inv_freq", "lm_head.weight")
+BLOCK: Final = 64  # positions of a block of the cache
 _DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -165,6 +166,6 @@ def _lanes(device: str) -> int:
     """Packed rows come in multiples of it."""
     if device != "cpu":
         return 1
-    from ringlm.parallel.kernels.instructions import LANES
+    from ringlm.parallel.kernels.instructions import ROWS
 
-    return LANES
+    return ROWS
