@@ -36,7 +36,8 @@ class Server:
         self.said: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        until(lambda: self.url or self.process.poll() is not None)
+        while not self.url and self.process.poll() is None:
+            time.sleep(0.02)
         assert self.url, self.said
         self.port = int(self.url.split(":")[2].partition("/")[0])
 

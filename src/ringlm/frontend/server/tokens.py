@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -60,8 +60,7 @@ async def tokenize(request: Request, service: Service) -> Response:
     def encode() -> list[int]:
         if asked.prompt is not None:
             return session.tokenizer.encode(asked.prompt, special=asked.add_special_tokens)
-        tools: dict[str, Any] = {"tools": fields["tools"]} if asked.tools else {}
-        return session.tokenizer.chat(fields["messages"], **tools)
+        return session.tokenizer.chat(fields["messages"], tools=fields.get("tools") or ())
 
     tokens = await run_in_threadpool(encode)
     return encoded(TokenizeResponse(count=len(tokens), max_model_len=session.ready.context, tokens=tokens))
