@@ -116,8 +116,6 @@ class BlockAllocator:
     def _roomiest(self, count: int) -> int:
         """Where to begin `count` blocks: in the longest stretch of empty ones, in its middle if it is what another
         sequence grows into and there is room enough."""
-        first, end = max(
-            (match.span() for match in re.finditer(b"\1+", self._empty)), key=lambda span: span[1] - span[0]
-        )
+        first, end = max((match.span() for match in re.finditer(b"\1+", self._empty)), key=lambda span: span[1] - span[0])
         middle = (first + end) // 2
         return middle if first and self._holders[first - 1] and end - middle >= count else first
