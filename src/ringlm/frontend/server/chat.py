@@ -51,8 +51,8 @@ class _Answer:
         self._created = int(time.time())
 
     async def whole(self) -> Response:
-        async with begun(self._service, [self._start]) as (generation,):
-            completion = await followed(self._service, self._request, generation)
+        async with begun(self._service, [self._start]) as (each,):
+            completion = await followed(self._service, self._request, each)
         answer = ChatCompletion(
             id=self._id,
             created=self._created,
@@ -77,8 +77,8 @@ class _Answer:
                 end = ChunkChoice(index=piece.index, delta=Delta(), finish_reason=piece.finish_reason)
                 await write(self._chunk(end))
 
-        async with begun(self._service, [self._start]) as (generation,):
-            completion = await followed(self._service, self._request, generation, on_piece)
+        async with begun(self._service, [self._start]) as (each,):
+            completion = await followed(self._service, self._request, each, on_piece)
         if self._usage:
             await write(self._chunk(usage=_usage(completion)))
 

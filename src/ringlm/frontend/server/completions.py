@@ -17,7 +17,7 @@ from ringlm.frontend.answer import Choice, Completion, Logprob, Piece
 from ringlm.frontend.generation import Generation
 from ringlm.frontend.server.access import record
 from ringlm.frontend.server.errors import APIError
-from ringlm.frontend.server.generating import begun, followed, together, unless_gone
+from ringlm.frontend.server.generating import Begun, begun, followed, together, unless_gone
 from ringlm.frontend.server.responses import encoded
 from ringlm.frontend.server.schemas import Prompts, Sampling, Usage, prompts
 from ringlm.frontend.server.service import Service
@@ -123,14 +123,14 @@ class _Answers:
         if self._usage:
             await write(self._response(usage=_usage(completed)))
 
-    async def _follow(self, number: int, generation: Generation, write: Write) -> Completion:
+    async def _follow(self, number: int, each: Begun, write: Write) -> Completion:
         """Write what comes of prompt `number`."""
         offsets: dict[int, int] = {}  # where the next token of each answer begins
 
         async def on_piece(piece: Piece) -> None:
             before = self._before(number) if piece.index not in offsets else ""
             offset = offsets.get(piece.index, 0)
-            offsets[piece.index] = offset + sum(len(each.text) for each in piece.logprobs)
+            offsets[piece.index] = offset + sum(len(logprob.text) for logprob in piece.logprobs)
             choice = CompletionChoice(
                 index=number * self._n + piece.index,
                 text=before + piece.text,
@@ -139,7 +139,7 @@ class _Answers:
             )
             await write(self._response(choice))
 
-        return await followed(self._service, self._request, generation, on_piece)
+        return await followed(self._service, self._request, each, on_piece)
 
     def _starts(self) -> list[Callable[[], Generation]]:
         return [partial(self._service.session.complete, prompt, self._params) for prompt in self._prompts]

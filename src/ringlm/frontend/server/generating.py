@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -17,6 +17,7 @@ from ringlm.engine.request import StopReason
 from ringlm.errors import RingLMError
 from ringlm.frontend.answer import Completion, Piece
 from ringlm.frontend.generation import Generation
+from ringlm.frontend.metrics import RequestMetrics
 from ringlm.frontend.server.access import record
 from ringlm.frontend.server.service import Service
 from ringlm.frontend.server.sse import cancelled, until_gone
@@ -24,10 +25,18 @@ from ringlm.frontend.server.sse import cancelled, until_gone
 _T = TypeVar("_T")
 
 
+class Begun(NamedTuple):
+    """A generation under way, and what times it."""
+
+    generation: Generation
+    watch: RequestMetrics
+
+
 @contextlib.asynccontextmanager
-async def begun(service: Service, starts: Sequence[Callable[[], Generation]]) -> AsyncIterator[list[Generation]]:
+async def begun(service: Service, starts: Sequence[Callable[[], Generation]]) -> AsyncIterator[list[Begun]]:
     """Generations under way, all ended at the end of the block. They are begun on a thread: a long prompt takes the
     tokenizer a while."""
+    watches = [service.metrics.started() for _ in starts]
     running: list[Generation] = []
     over = threading.Event()
 
@@ -41,11 +50,11 @@ async def begun(service: Service, starts: Sequence[Callable[[], Generation]]) ->
 
     try:
         await run_in_threadpool(begin)
-        yield running
     except RingLMError as error:
-        if not running:
-            service.metrics.failed(type(error).__name__)
+        watches[len(running)].failed(type(error).__name__)
         raise
+    else:
+        yield [Begun(*pair) for pair in zip(running, watches, strict=True)]
     finally:
         over.set()
         for generation in running:
@@ -55,13 +64,13 @@ async def begun(service: Service, starts: Sequence[Callable[[], Generation]]) ->
 async def followed(
     service: Service,
     request: Request,
-    generation: Generation,
+    each: Begun,
     on_piece: Callable[[Piece], Awaitable[None]] | None = None,
     piecewise: bool = True,
 ) -> Completion:
     """The whole of a generation, each piece of which `on_piece` gets as it comes; the log and the metrics learn of it.
     One of which the best answers are chosen at its end is not `piecewise`."""
-    told, watch = record(request), service.metrics.started()
+    told, (generation, watch) = record(request), each
     told.prompt_tokens += generation.prompt_tokens
     try:
         if piecewise:
