@@ -18,6 +18,7 @@ from ringlm.cluster.parent import watch_parent
 from ringlm.errors import RingLMError
 from ringlm.frontend import console
 from ringlm.frontend.options import EngineOptions, engine_options
+from ringlm.frontend.server.options import ServeOptions
 
 
 class Commands(TyperGroup):
@@ -43,7 +44,6 @@ app = typer.Typer(
 )
 
 _PROMPT: Any = {"rich_help_panel": "Answer"}
-_SERVE: Any = {"rich_help_panel": "Server"}
 _BENCH: Any = {"rich_help_panel": "Measurement"}
 
 
@@ -136,49 +136,9 @@ def run(
     epilog="Example: ringlm launch -n 2 -- serve -m demo --port 8000",
 )
 @engine_options
-def serve(
-    engine: EngineOptions,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.", **_SERVE)] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.", **_SERVE)] = 8000,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY", envvar="RINGLM_API_KEY", help="Who asks must have it, or another.", **_SERVE),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Such keys, one a line; # begins a comment.", **_SERVE)
-    ] = None,
-    served_model_name: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="The model's id, and others for it.", **_SERVE)
-    ] = None,
-    allow_origin: Annotated[
-        list[str] | None, typer.Option(metavar="URL", help="A web page that may ask, or *.", **_SERVE)
-    ] = None,
-    max_body: Annotated[int, typer.Option(metavar="MB", min=1, help="The largest request.", **_SERVE)] = 4,
-    drain_timeout: Annotated[
-        int, typer.Option(metavar="S", min=0, help="How long answers under way have at the end.", **_SERVE)
-    ] = 30,
-    chat_template: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A Jinja template in place of the model's.", **_SERVE)
-    ] = None,
-    log_json: Annotated[bool, typer.Option("--log-json", metavar="", help="Log in JSON.", **_SERVE)] = False,
-    log_level: Annotated[str, typer.Option(metavar="debug|info|warning|error", help="What to log.", **_SERVE)] = "info",
-) -> None:
-    from ringlm.frontend.server.lifecycle import ServeOptions
+def serve(engine: EngineOptions, options: ServeOptions) -> None:
     from ringlm.frontend.server.lifecycle import serve as serve_command
 
-    options = ServeOptions(
-        host=host,
-        port=port,
-        api_keys=tuple(api_key or ()),
-        api_key_file=api_key_file,
-        names=tuple(served_model_name or ()),
-        origins=tuple(allow_origin or ()),
-        max_body_mb=max_body,
-        drain_timeout_s=drain_timeout,
-        chat_template=chat_template,
-        log_json=log_json,
-        log_level=log_level,
-    )
     serve_command(engine, options)
 
 

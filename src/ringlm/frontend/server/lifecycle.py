@@ -15,8 +15,6 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -31,6 +29,7 @@ from ringlm.frontend.progress import StartUp
 from ringlm.frontend.server.app import build
 from ringlm.frontend.server.auth import read_keys
 from ringlm.frontend.server.monitor import Monitor
+from ringlm.frontend.server.options import ServeOptions
 from ringlm.frontend.server.requests import Bodies
 from ringlm.frontend.server.service import Service
 from ringlm.frontend.session import Session
@@ -40,23 +39,6 @@ TELL_S = 2.0  # how long a server whose ring is lost still says so
 BACKLOG = 2048
 
 log = logging.getLogger("ringlm.server")
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """How to serve. `names` are the model's, in place of its own; `origins` web pages that may ask."""
-
-    host: str
-    port: int
-    api_keys: tuple[str, ...] = ()
-    api_key_file: Path | None = None
-    names: tuple[str, ...] = ()
-    origins: tuple[str, ...] = ()
-    max_body_mb: int = 4
-    drain_timeout_s: int = 30
-    chat_template: Path | None = None
-    log_json: bool = False
-    log_level: str = "info"
 
 
 def serve(engine: EngineOptions, options: ServeOptions) -> None:
@@ -70,7 +52,7 @@ def serve(engine: EngineOptions, options: ServeOptions) -> None:
         from ringlm.cluster.client import serve_rank
 
         serve_rank(spec)
-    keys = read_keys(options.api_keys, options.api_key_file)
+    keys = read_keys(options.api_key or (), options.api_key_file)
     with _bind(options.host, options.port) as sock:
         with StartUp() as progress:
             session = Session.start(spec, model, progress.show, options.chat_template)
@@ -78,12 +60,12 @@ def serve(engine: EngineOptions, options: ServeOptions) -> None:
             _try_out(session)
             metrics = Metrics(session.ready)
             monitor = Monitor(session, metrics)
-            names = options.names or (session.ready.model,)
-            bodies = Bodies(options.max_body_mb * 1_000_000)
+            names = tuple(options.served_model_name or (session.ready.model,))
+            bodies = Bodies(options.max_body * 1_000_000)
             service = Service(session, names, bodies, metrics, monitor, int(time.time()))
             _listen(sock, options)
             _say_ready(sock, names[0], session.ready.world_size, bool(keys))
-            asyncio.run(_run(build(service, keys, options.origins), sock, monitor, options.drain_timeout_s))
+            asyncio.run(_run(build(service, keys, options.allow_origin or ()), sock, monitor, options.drain_timeout))
             if session.failure is not None:
                 raise session.failure
 
