@@ -90,7 +90,9 @@ def test_the_least_recently_held_is_forgotten_first_and_of_one_sequence_the_last
     allocator.free(second)  # now it is the one held last
 
     def found() -> tuple[int, int]:
-        return len(allocator.longest_known([1, 2, 3, 4, 0]).blocks), len(allocator.longest_known([5, 6, 7, 8, 0]).blocks)
+        return len(allocator.longest_known([1, 2, 3, 4, 0]).blocks), len(
+            allocator.longest_known([5, 6, 7, 8, 0]).blocks
+        )
 
     assert found() == (2, 2)
     taken = []

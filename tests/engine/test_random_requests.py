@@ -1,5 +1,5 @@
-"""Requests come and go at random moments, many with the same beginnings, on as few blocks as there may be: ranks stay in
-step, blocks come back, and nobody's tokens change."""
+"""Requests come and go at random moments, many with the same beginnings, on as few blocks as there may be: ranks stay
+in step, blocks come back, and nobody's tokens change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS: list[dict[str, Any]] = [
     {"temperature": 0.0, "min_tokens": 1, "bad_token_ids": ((4,), (5, 6)), "logprobs": 2},
     {**SAMPLED, "repetition_penalty": 1.5, "frequency_penalty": 0.5, "logit_bias": {3: 2.0}},
 ]
-# The second stem begins as the first does; what follows a stem is short, or of two tokens, so that answers are asked too.
+# The second stem begins as the first does.
 STEMS = [(), (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11), (1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0), (7,) * 9]
 prompts = st.tuples(st.sampled_from(STEMS), st.lists(st.integers(0, 22), max_size=11)).map(
     lambda parts: (*parts[0], *parts[1])[:CONTEXT] or (3,)

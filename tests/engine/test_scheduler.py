@@ -263,7 +263,7 @@ def test_a_sequence_grows_by_a_block_where_the_last_one_is_full() -> None:
     while scheduler.has_work:
         work = next_work(scheduler)
         grown.append(blocks_of(work)[1])
-        scheduler.commit(work, [50])
+        scheduler.commit(work, [Chosen(50)])
     assert grown == [[0], [0], [0, 1], [0, 1], [0, 1], [0, 1], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
     assert scheduler.figures.blocks_in_use == 0
     assert scheduler.figures.blocks_cached == 2  # the third is not full
@@ -281,7 +281,7 @@ def test_what_is_known_is_not_computed_again() -> None:
     add(scheduler, 3, 12)  # the first one's prompt, its answer, and more
     work = next_work(scheduler)
     assert lengths(work)[-1] == (3, 8, 4)
-    (*_, delta) = scheduler.commit(work, [50, 50])
+    (*_, delta) = scheduler.commit(work, [Chosen(50)] * 2)
     assert (delta.id, delta.cached_tokens) == (3, 8)
     assert (scheduler.figures.prompt_tokens, scheduler.figures.cached_tokens) == (24, 12)
 
@@ -332,7 +332,7 @@ def test_the_last_to_be_admitted_gives_way_and_is_told_nothing_twice() -> None:
         if work is None:
             break
         steps.append(lengths(work))
-        for delta in scheduler.commit(work, [token] * len(work.sampled)):
+        for delta in scheduler.commit(work, [Chosen(token)] * len(work.sampled)):
             told[delta.id] += delta.tokens
     assert steps[:2] == [[(1, 0, 7), (2, 0, 7)], [(1, 7, 1), (2, 7, 1)]]
     assert steps[2] == [(1, 8, 1)]  # on a block of the second's
@@ -370,7 +370,7 @@ def test_a_preempted_request_has_waited_from_its_submission_to_its_first_admissi
     while scheduler.has_work:
         work = next_work(scheduler)
         clock.tick(1.0, 0.0)
-        last = scheduler.commit(work, [50] * len(work.sampled))
+        last = scheduler.commit(work, [Chosen(50)] * len(work.sampled))
     assert scheduler.figures.preemptions == 1
     (delta,) = last
     assert (delta.id, delta.queue_s, delta.prefill_s) == (2, 2.0, 1.0)

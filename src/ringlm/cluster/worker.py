@@ -33,7 +33,7 @@ from ringlm.cluster.parent import watch_parent
 from ringlm.cluster.spec import EngineSpec
 from ringlm.engine.engine import Engine
 from ringlm.engine.follower import follow
-from ringlm.errors import PeerError, RequestError, RingLMError
+from ringlm.errors import PeerError, QueueFullError, RequestError, RingLMError
 from ringlm.parallel.communicator import Communicator
 from ringlm.ring import Heartbeat, Ring, RingConfig, connect
 from ringlm.ring.collectives import last_words
@@ -148,7 +148,7 @@ class Worker:
         """Rank 0: hand requests to the engine, step while there is work, hand out what comes of it."""
         frontend = self.frontend
         assert frontend is not None
-        engine = Engine(loaded.runner, loaded.comm)
+        engine = Engine(loaded.runner, loaded.comm, max_seqs=loaded.max_seqs)
         frontend.send(loaded.ready)
         try:
             while True:
@@ -177,7 +177,7 @@ class Worker:
         try:
             engine.submit(message.id, message.prompt_tokens, message.params)
         except RequestError as error:
-            self.frontend.send(Output(message.id, [], error=str(error)))
+            self.frontend.send(Output(message.id, [], error=str(error), busy=isinstance(error, QueueFullError)))
 
     def _tell(self, message: Progress | Ready) -> None:
         if self.frontend is not None and self.config.rank == 0:

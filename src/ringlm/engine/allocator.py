@@ -1,5 +1,5 @@
-"""Which cache blocks are held by whom, and which hold the start of what: the prefix cache. Knows block numbers and token
-ids, not what lies in the blocks.
+"""Which cache blocks are held by sequences, and which hold the start of what: the prefix cache. Knows block numbers and
+token ids, not what lies in the blocks.
 
 A block whose tokens are known is found by them and by what comes before: a key is the number of the prefix that the
 block continues, and its own tokens, so that equal keys mean equal prefixes. A block that nobody holds any more stays
@@ -116,6 +116,8 @@ class BlockAllocator:
     def _roomiest(self, count: int) -> int:
         """Where to begin `count` blocks: in the longest stretch of empty ones, in its middle if it is what another
         sequence grows into and there is room enough."""
-        first, end = max((match.span() for match in re.finditer(b"\1+", self._empty)), key=lambda span: span[1] - span[0])
+        first, end = max(
+            (match.span() for match in re.finditer(b"\1+", self._empty)), key=lambda span: span[1] - span[0]
+        )
         middle = (first + end) // 2
         return middle if first and self._holders[first - 1] and end - middle >= count else first

@@ -52,7 +52,7 @@ class Figures(NamedTuple):
 class Scheduler:
     """The sequences that wait or run, and their cache blocks. Numbers the messages: `epoch`, and `step` from 0.
 
-    At most `max_seqs` run at once, and `max_waiting` more than can begin may wait. `token_budget` bounds the tokens of a
+    At most `max_seqs` run at once, and `max_waiting` may wait for them to end. `token_budget` bounds the tokens of a
     step; it is at least `max_seqs`, or decoding could starve a prompt. The allocator has blocks for any one sequence.
     Between `schedule` and `commit` nothing else is called.
     """

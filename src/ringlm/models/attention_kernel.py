@@ -93,8 +93,8 @@ def attend(
             for place in range(half):
                 low, high = heads[head, place], heads[head, place + half]
                 heads[head, place] = low * widen(cosines[row, place]) + high * widen(sines[row, place])
-                heads[head, place + half] = (
-                    high * widen(cosines[row, place + half]) + low * widen(sines[row, place + half])
+                heads[head, place + half] = high * widen(cosines[row, place + half]) + low * widen(
+                    sines[row, place + half]
                 )
         own = all_runs[last_run - 1, 0] + all_runs[last_run - 1, 1] - 1
         for head in range(kv_heads):

@@ -1,5 +1,5 @@
-"""The keys and values of past positions, in blocks that sequences take one by one. Only this module and attention.py know
-how they lie in memory."""
+"""The keys and values of past positions, in blocks that sequences take one by one. Only this module and attention.py
+know how they lie in memory."""
 
 from __future__ import annotations
 
