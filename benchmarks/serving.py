@@ -42,6 +42,7 @@ from ringlm.frontend.rows import percentile
 START_S = 300.0
 SETTLE_S = 1.0  # after a change of the load
 WATCH_S = 2.5  # what a figure is taken of
+LONG = 4000  # tokens of a stream that is ended before it has them
 
 
 class Figure(NamedTuple):
@@ -105,9 +106,8 @@ async def prompt(servers: Servers) -> Figure:
     async with _running(servers.many, 4) as streams:
         quiet = time.perf_counter(), await _later(WATCH_S)
         answer = await long.answer(long.prompt(), 1)
-    answers = await streams
-    before = [gap for each in answers for gap in _gaps(each, *quiet)]
-    during = [gap for each in answers for gap in _gaps(each, answer.began, answer.parts[0])]
+    before = [gap for each in streams for gap in _gaps(each, *quiet)]
+    during = [gap for each in streams for gap in _gaps(each, answer.began, answer.parts[0])]
     median, ninetieth = percentile(before, 50), percentile(during, 90)
     return Figure(ninetieth / median, median * 1e3, ninetieth * 1e3)
 
@@ -156,24 +156,29 @@ async def crowd(servers: Servers) -> Figure:
             await asyncio.sleep(0.5)
         windows.append((began, time.perf_counter()))
         assert not any(other.done() for other in others), "who should wait does not"
-        for other in others:
-            other.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await asyncio.sleep(SETTLE_S)
+        await _end(others)
         windows.append((time.perf_counter(), await _later(WATCH_S)))
-    (answer,) = await streams
-    quiet_s, crowded_s, again_s = (statistics.mean(_gaps(answer, *window)) for window in windows)
+    quiet_s, crowded_s, again_s = (statistics.mean(_gaps(streams[0], *window)) for window in windows)
     alone_s = (quiet_s + again_s) / 2  # a text that grows takes longer
     return Figure(crowded_s / alone_s - 1, alone_s * 1e3, crowded_s * 1e3)
 
 
 @contextlib.asynccontextmanager
-async def _running(endpoint: Endpoint, count: int) -> AsyncIterator[asyncio.Future[list[Answer]]]:
-    """Streams that have settled when the block begins and are still under way when it ends."""
-    streams = asyncio.gather(*(endpoint.answer(endpoint.prompt(), 600) for _ in range(count)))
+async def _running(endpoint: Endpoint, count: int) -> AsyncIterator[list[list[float]]]:
+    """When the parts of so many streams come, which run while the block does and have settled when it begins."""
+    parts: list[list[float]] = [[] for _ in range(count)]
+    streams = [asyncio.create_task(endpoint.answer(endpoint.prompt(), LONG, each)) for each in parts]
     await asyncio.sleep(SETTLE_S)
-    yield streams
-    assert not streams.done(), "the streams ended too soon"
+    yield parts
+    assert not any(stream.done() for stream in streams), "a stream has ended too soon"
+    await _end(streams)
+
+
+async def _end(requests: list[asyncio.Task[Answer]]) -> None:
+    for request in requests:
+        request.cancel()
+    await asyncio.gather(*requests, return_exceptions=True)
+    await asyncio.sleep(SETTLE_S)
 
 
 async def _later(seconds: float) -> float:
@@ -181,9 +186,9 @@ async def _later(seconds: float) -> float:
     return time.perf_counter()
 
 
-def _gaps(answer: Answer, begin: float, end: float) -> list[float]:
+def _gaps(parts: list[float], begin: float, end: float) -> list[float]:
     """The times between two parts, of those that ended between `begin` and `end`."""
-    return [after - before for before, after in itertools.pairwise(answer.parts) if begin < after <= end]
+    return [after - before for before, after in itertools.pairwise(parts) if begin < after <= end]
 
 
 FIGURES: dict[str, tuple[Callable[[Servers], Coroutine[None, None, Figure]], str, str]] = {

@@ -156,10 +156,11 @@ class Endpoint:
         """A text that nobody has seen before, of `words` words."""
         return " ".join(random.choices(_WORDS, k=self.words))
 
-    async def answer(self, prompt: Prompt, tokens: int) -> Answer:
-        """Stream one answer of `tokens` tokens. Raises Failure."""
+    async def answer(self, prompt: Prompt, tokens: int, parts: list[float] | None = None) -> Answer:
+        """Stream one answer of `tokens` tokens; who gives `parts` sees it fill. Raises Failure."""
         body = self._body(prompt, tokens) | {"stream": True, "stream_options": {"include_usage": True}}
-        began, parts, texts, usage, over = time.perf_counter(), list[float](), list[str](), _Usage(), False
+        parts = [] if parts is None else parts
+        began, texts, usage, over = time.perf_counter(), list[str](), _Usage(), False
         try:
             async with self.client.stream("POST", self.api, json=body) as response:
                 if response.status_code != 200:
