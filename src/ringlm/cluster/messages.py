@@ -84,6 +84,7 @@ class Output(msgspec.Struct, frozen=True, tag=True):
     logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where they were asked for
     queue_s: float = 0.0  # from submission to admission
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
+    busy: bool = False  # of an error: too many requests wait (a QueueFullError)
 
 
 class Embedding(msgspec.Struct, frozen=True, tag=True):

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ringlm.cluster.messages import Output
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import ConfigError, RequestError
 from ringlm.frontend import console, plot, rows
 from ringlm.frontend.options import EngineOptions
 from ringlm.frontend.progress import StartUp
-from ringlm.frontend.session import Engine
+from ringlm.frontend.switchboard import Engine
 
 _FIRST = 4  # tokens of the prompt before a tg row
 _WAIT_S = 600.0  # for news of any request
@@ -141,7 +142,7 @@ def measure(client: Engine, row: _Row) -> _Round:
     ring_s = busy_s = 0.0
     while pending:
         event = client.next_event(_WAIT_S)
-        if event is None:
+        if not isinstance(event, Output):
             raise RequestError(f"no token in {_WAIT_S:.0f} s; the model is too slow for this row of the benchmark.")
         if event.error is not None:
             raise RequestError(event.error)
