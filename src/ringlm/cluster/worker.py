@@ -28,11 +28,25 @@ from ringlm.cluster import messages, spec
 from ringlm.cluster.agreement import Refused
 from ringlm.cluster.channel import Channel, ChannelClosed
 from ringlm.cluster.loading import Loaded, load
-from ringlm.cluster.messages import Cancel, Failed, LinkStats, Output, Progress, Ready, Shutdown, Stats, Submit
+from ringlm.cluster.messages import (
+    Cancel,
+    Embed,
+    Embedding,
+    Failed,
+    LinkStats,
+    Output,
+    Progress,
+    Ready,
+    Shutdown,
+    Stats,
+    Submit,
+)
 from ringlm.cluster.parent import watch_parent
 from ringlm.cluster.spec import EngineSpec
+from ringlm.engine.embedding import Vector
 from ringlm.engine.engine import Engine
 from ringlm.engine.follower import follow
+from ringlm.engine.sequence import Delta
 from ringlm.errors import PeerError, QueueFullError, RequestError, RingLMError
 from ringlm.parallel.communicator import Communicator
 from ringlm.ring import Heartbeat, Ring, RingConfig, connect
@@ -54,7 +68,7 @@ class Frontend:
     def __init__(self, fd: int) -> None:
         self._channel: Channel[messages.ToEngine] = Channel(socket.socket(fileno=fd), messages.ToEngine)
         self.on_end: Callable[[], None] = lambda: None
-        self._inbox: queue.SimpleQueue[Submit | Cancel | Shutdown | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Submit | Embed | Cancel | Shutdown | None] = queue.SimpleQueue()
         self._heard = time.monotonic()
         threading.Thread(target=self._receive, name="ringlm-frontend", daemon=True).start()
 
@@ -62,7 +76,7 @@ class Frontend:
         """Whether the frontend has spoken lately; one that is stopped takes its ring's heartbeat with it."""
         return time.monotonic() - self._heard < FRONTEND_SILENCE_S
 
-    def messages(self, wait_s: float) -> Iterator[Submit | Cancel | Shutdown]:
+    def messages(self, wait_s: float) -> Iterator[Submit | Embed | Cancel | Shutdown]:
         """What has arrived; waits up to `wait_s` for the first. Raises ChannelClosed at the frontend's end."""
         with contextlib.suppress(queue.Empty):
             message = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
@@ -82,7 +96,7 @@ class Frontend:
             while True:
                 message = self._channel.receive()
                 self._heard = time.monotonic()
-                if isinstance(message, Submit | Cancel | Shutdown):
+                if isinstance(message, Submit | Embed | Cancel | Shutdown):
                     self._inbox.put(message)
         except (ChannelClosed, msgspec.MsgspecError, UnicodeDecodeError):
             self._inbox.put(None)
@@ -164,13 +178,13 @@ class Worker:
                     self._stepping = True
                     news = engine.step()
                     self._stepping = False
-                    frontend.send(*self._stats(engine), *[Output(*delta) for delta in news])
+                    frontend.send(*self._stats(engine), *map(_told, news))
                 elif self.ring is not None:
                     self.ring.check()
         except ChannelClosed:
             raise RingLMError("its frontend ended without a word.") from None
 
-    def _accept(self, engine: Engine, message: Submit | Cancel) -> None:
+    def _accept(self, engine: Engine, message: Submit | Embed | Cancel) -> None:
         assert self.frontend is not None
         if isinstance(message, Cancel):
             delta = engine.cancel(message.id)
@@ -178,7 +192,10 @@ class Worker:
                 self.frontend.send(*self._stats(engine), Output(*delta))
             return
         try:
-            engine.submit(message.id, message.prompt_tokens, message.params)
+            if isinstance(message, Embed):
+                engine.embed(message.id, message.prompt_tokens)
+            else:
+                engine.submit(message.id, message.prompt_tokens, message.params)
         except RequestError as error:
             self.frontend.send(Output(message.id, [], error=str(error), busy=isinstance(error, QueueFullError)))
 
@@ -194,6 +211,11 @@ class Worker:
     def _tell(self, message: Progress | Ready) -> None:
         if self.frontend is not None and self.config.rank == 0:
             self.frontend.send(message)
+
+
+def _told(news: Delta | Vector) -> Output | Embedding:
+    """What the frontend is told of it."""
+    return Embedding(news.id, news.values.tobytes()) if isinstance(news, Vector) else Output(*news)
 
 
 def _report(error: BaseException, rank: int, frontend: Frontend | None) -> int:

@@ -65,7 +65,9 @@ def _tile(typing, form, tokens, codes, scales, minimums, x_codes, x_scales, x_su
             scale = b.fpext(load(b, scales, b.mul(block, ir.Constant(I64, ROWS)), vector(F16, ROWS)), vector(F32, ROWS))
             minimum = None
             if has_minimum:
-                minimum = b.fpext(load(b, minimums, b.mul(block, ir.Constant(I64, ROWS)), vector(F16, ROWS)), vector(F32, ROWS))
+                minimum = b.fpext(
+                    load(b, minimums, b.mul(block, ir.Constant(I64, ROWS)), vector(F16, ROWS)), vector(F32, ROWS)
+                )
             for token in every:
                 dot = b.sitofp(dots[token], vector(F32, ROWS))
                 x_scale = spread(b, load(b, scale_rows[token], block, F32), ROWS)
