@@ -81,3 +81,10 @@ class CollectiveTimeoutError(PeerError):
 
 class DesyncError(PeerError):
     """Ranks called different collectives, or the same one with different sizes or dtypes."""
+
+
+def unforeseen(what: str, error: Exception) -> RingLMError:
+    """The error that ends `what` because of a bug, for those who wait elsewhere; `error` is its cause."""
+    known = RingLMError(f"{what} has ended by a mistake of ringlm's own: {type(error).__name__}: {error}")
+    known.__cause__ = error
+    return known

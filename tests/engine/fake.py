@@ -64,6 +64,12 @@ def logits_after(tokens: Sequence[int]) -> np.ndarray:
     return (np.round(normal * 6) / 2).astype(np.float32)
 
 
+def vector_after(tokens: Sequence[int]) -> np.ndarray:
+    """The embedding of `tokens`, as FakeModel has it."""
+    logits = logits_after(tokens)
+    return logits / np.linalg.norm(logits)
+
+
 class FakeModel:
     """Rank `comm.rank`'s part. `poison` is a token after which every logit is NaN."""
 
@@ -76,6 +82,12 @@ class FakeModel:
         self.comm = comm
         self.poison = poison
         self.batches: list[Batch] = []
+        self.seen: list[np.ndarray] = []  # by row of the last batch, the tokens up to it
+
+    def forward_states(self, batch: Batch, cache: FakeCache, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """A state is the logits, so that a vector is `vector_after`'s."""
+        logits = self.forward(batch, cache)
+        return logits, torch.from_numpy(np.stack([self._logits(self.seen[row]) for row in rows]))
 
     def forward(self, batch: Batch, cache: FakeCache) -> Tensor:
         self.batches.append(batch)
@@ -88,6 +100,7 @@ class FakeModel:
             places = pages[np.arange(end) // BLOCK] * BLOCK + np.arange(end) % BLOCK
             cache.write(places, span.start, batch.tokens[here].numpy())
             rows += [cache.tokens[places[: position + 1]] for position in range(span.start, end)]
+        self.seen = rows
         wanted = [rows[row] for row in batch.wanted.tolist()]
         self._assert_in_step(rows)
         logits = np.stack([self._logits(row) for row in wanted]) if wanted else np.empty((0, VOCABULARY), np.float32)

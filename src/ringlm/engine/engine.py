@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 
 from ringlm.engine.allocator import BlockAllocator
+from ringlm.engine.embedding import Vector, embed
 from ringlm.engine.messages import Message, encode
 from ringlm.engine.request import SamplingParams
 from ringlm.engine.runner import Runner
@@ -64,18 +65,22 @@ class Engine:
         many wait."""
         self.scheduler.add(begin(id, prompt_tokens, params, self.limits))
 
+    def embed(self, id: int, tokens: list[int]) -> None:
+        """Queue a request for the vector of `tokens`; RequestError as `submit`."""
+        self.scheduler.add(begin(id, tokens, SamplingParams(), self.limits, embeds=True))
+
     def cancel(self, id: int) -> Delta | None:
         """End a request and free its blocks. Its last news; None if it is unknown or has ended."""
         return self.scheduler.cancel(id)
 
-    def step(self) -> list[Delta]:
-        """One turn: choose the work, run it on every rank, hand out the tokens."""
+    def step(self) -> list[Delta | Vector]:
+        """One turn: choose the work, run it on every rank, hand out the tokens and vectors."""
         work = self.scheduler.schedule()  # who advances, by how many tokens
         if work is None:
             return []
         self._tell(work.message)  # daemons wait in this same broadcast
-        logits = self.runner.run(work.message)
-        return self.scheduler.commit(work, sample(logits, work.sampled))
+        logits, states = self.runner.run(work.message, work.rows)
+        return self.scheduler.commit(work, sample(logits, work.sampled), embed(states, work.embedded))
 
     def stop(self) -> None:
         """Tell the other ranks that there are no more steps. A second call does nothing."""

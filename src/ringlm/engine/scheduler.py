@@ -9,11 +9,12 @@ begins again later, from the front of the queue. The same calls at the same time
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ringlm.engine.allocator import BlockAllocator, Prefix
+from ringlm.engine.embedding import Vector
 from ringlm.engine.messages import SequenceStep, StepMessage, StopMessage
 from ringlm.engine.pace import Pace
 from ringlm.engine.request import StopReason
@@ -29,6 +30,8 @@ class Work:
     message: StepMessage
     sequences: list[Sequence]  # of message.sequences, in order
     sampled: list[Sequence]  # those that get a token, in the order of their logits
+    embedded: list[Sequence]  # those that get their vector
+    rows: list[int]  # of all tokens laid end to end, the last of each of `embedded`
     begun: Moment
 
 
@@ -130,23 +133,33 @@ class Scheduler:
         parts: list[SequenceStep] = []
         sequences: list[Sequence] = []
         sampled: list[Sequence] = []
+        embedded: list[Sequence] = []
+        rows: list[int] = []
+        end = 0
         for sequence, length in self._in_turn():
             start = sequence.cached
             last = length == sequence.pending
             tokens = sequence.tokens[start : start + length]
-            wanted = [length - 1] if last else []
+            wanted = [length - 1] if last and not sequence.embeds else []
             parts.append(SequenceStep(sequence.id, start, tokens, sequence.blocks, wanted))
             sequences.append(sequence)
-            if last:
+            end += length
+            if wanted:
                 sampled.append(sequence)
+            elif last:
+                embedded.append(sequence)
+                rows.append(end - 1)
         if not parts:
             return None
         message = StepMessage(self.epoch, self.step, parts, *needed(sampled))
         self.step += 1
-        return Work(message, sequences, sampled, begun)
+        return Work(message, sequences, sampled, embedded, rows, begun)
 
-    def commit(self, work: Work, chosen: list[Chosen | RequestError]) -> list[Delta]:
-        """Give each sampled sequence its token, or its error; the news of each, in the same order."""
+    def commit(
+        self, work: Work, chosen: list[Chosen | RequestError], vectors: Iterable[Vector | RequestError] = ()
+    ) -> list[Delta | Vector]:
+        """Give each sampled sequence its token, each embedded one its vector, or either its error; the news of all, in
+        this order."""
         now = self._clock()
         self._step_s += now.wall_s - work.begun.wall_s
         self._ring_s += now.ring_s - work.begun.ring_s
@@ -156,7 +169,11 @@ class Scheduler:
         for sequence, length in zip(work.sequences, lengths, strict=True):
             sequence.cached += length
             self._learn(sequence)
-        return [self._advance(sequence, token, now) for sequence, token in zip(work.sampled, chosen, strict=True)]
+        news: list[Delta | Vector] = [self._advance(*each, now) for each in zip(work.sampled, chosen, strict=True)]
+        for sequence, vector in zip(work.embedded, vectors, strict=True):
+            self._remove(sequence)
+            news.append(sequence.ended(now, [], error=str(vector)) if isinstance(vector, RequestError) else vector)
+        return news
 
     def stop(self) -> StopMessage:
         """The message after the last step."""

@@ -62,6 +62,7 @@ class Sequence:
     stop_ids: frozenset[int]
     max_length: int  # of tokens
     shaping: Shaping | None = None  # None: its logits stay as they are
+    embeds: bool = False  # its vector is asked for, and no token
     cached: int = 0
     blocks: list[int] = field(default_factory=list)
     known: int = 0
@@ -120,7 +121,9 @@ class Sequence:
         )
 
 
-def begin(id: int, prompt_tokens: list[int], params: SamplingParams, limits: Limits) -> Sequence:
+def begin(
+    id: int, prompt_tokens: list[int], params: SamplingParams, limits: Limits, *, embeds: bool = False
+) -> Sequence:
     """The sequence of a new request; RequestError for a prompt that cannot be computed, or parameters that do not suit
     the model.
 
@@ -136,6 +139,7 @@ def begin(id: int, prompt_tokens: list[int], params: SamplingParams, limits: Lim
         stop_ids=stop_ids,
         max_length=min(len(prompt_tokens) + params.max_tokens, limits.context + 1),
         shaping=Shaping.of(params, prompt_tokens, stop_ids, limits.vocabulary),
+        embeds=embeds,
     )
 
 

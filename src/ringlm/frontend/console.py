@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ringlm import logs
-from ringlm.frontend.answer import Completion
+from ringlm.frontend.answer import Completion, Piece
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +37,14 @@ def write(text: str) -> None:
     """A part of an answer to stdout, at once."""
     sys.stdout.write(escape(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def answer(pieces: Iterable[Piece]) -> None:
+    """An answer to stdout as it comes; on a terminal its reasoning before it, dimmed."""
+    for piece in pieces:
+        if piece.reasoning and sys.stdout.isatty():
+            _console(on_stderr=False).print(escape(piece.reasoning), style="dim", end="")
+        write(piece.text)
 
 
 def note(text: str, style: str = "dim") -> None:

@@ -65,8 +65,7 @@ def _answer(session: Session, prompt: str, params: SamplingParams, options: RunO
         generation = session.complete(prompt, params)
     with generation:
         if not options.json:
-            for piece in generation.pieces():
-                console.write(piece.text)
+            console.answer(generation.pieces())
             console.write("\n")
         completion = generation.result()
     if options.json:
@@ -79,8 +78,9 @@ def _json(completion: Completion, session: Session) -> str:
     import json
 
     answer = dataclasses.asdict(completion)
-    del answer["choices"]  # of which there is one
+    (choice,) = answer.pop("choices")
     fields = answer | {
+        "reasoning": choice["reasoning"],
         "world_size": session.ready.world_size,
         "model": session.ready.model,
     }

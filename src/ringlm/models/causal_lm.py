@@ -70,12 +70,27 @@ class CausalLM:
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Logits of the wanted rows over this rank's vocabulary, float32 (W, vocabulary rows); the cache grows by
         the batch's positions. Raises IndexError for positions outside the cache."""
+        return self._logits(self._hidden(batch, cache)[batch.wanted])
+
+    @torch.inference_mode()
+    def forward_states(self, batch: Batch, cache: KVCache, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """`forward`, and the hidden states of the batch's `rows` after the last norm, float32 (rows, hidden_size). It
+        communicates as `forward` does."""
+        hidden, norm = self._hidden(batch, cache), self._head.prologue
+        assert norm is not None
+        return self._logits(hidden[batch.wanted]), norm(hidden[list(rows)]).float()
+
+    def _hidden(self, batch: Batch, cache: KVCache) -> Tensor:
+        """What the layers make of the batch, (T, hidden_size)."""
         hidden = self._embedding(batch.tokens)  # (T, hidden_size)
         if self._embedding_scale is not None:
             hidden.mul_(self._embedding_scale)
         step = AttentionStep(batch, cache, self._attention, len(self.shard.query_heads), len(self.shard.kv_heads))
         for block in self._blocks:
             block.forward(hidden, step)
-        logits = self._head(hidden[batch.wanted]).float()
+        return hidden
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = self._head(hidden).float()
         cap = self.config.logit_cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

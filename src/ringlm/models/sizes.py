@@ -171,6 +171,6 @@ def _lanes(device: str) -> int:
     """Packed rows come in multiples of it."""
     if device != "cpu":
         return 1
-    from ringlm.parallel.kernels.instructions import LANES
+    from ringlm.parallel.kernels.instructions import ROWS
 
-    return LANES
+    return ROWS
