@@ -23,24 +23,26 @@ def expected(row: list[float], params: SamplingParams) -> dict[int, float]:
     if params.top_k > 0:
         order = order[: params.top_k]
     weights = {i: math.exp((row[i] - max(row)) / params.temperature) for i in order}
-    total = sum(weights.values())
+    total, reached = sum(weights.values()), 0.0
     kept: dict[int, float] = {}
     for i in order:
-        if kept and sum(kept.values()) >= params.top_p * total:
+        if kept and reached >= params.top_p * total:
             break
         kept[i] = weights[i]
+        reached += weights[i]
     peak = max(kept.values())
     kept = {i: weight for i, weight in kept.items() if weight and weight >= params.min_p * peak}
     total = sum(kept.values())
     shares = {i: weight / total for i, weight in kept.items()}
     entropy = -sum(share * math.log(share) for share in shares.values())
     distances = {i: abs(-math.log(share) - entropy) for i, share in shares.items()}
-    farthest = 0.0
+    farthest = reached = 0.0
     typical: dict[int, float] = {}
     for i in sorted(shares, key=lambda i: distances[i]):
-        if sum(typical.values()) >= params.typical_p - 1e-12 and distances[i] > farthest + 1e-12:
+        if reached >= params.typical_p - 1e-12 and distances[i] > farthest + 1e-12:
             break
         typical[i], farthest = shares[i], distances[i]
+        reached += shares[i]
     total = sum(typical.values())
     return {i: share / total for i, share in typical.items()}
 

@@ -66,7 +66,7 @@ def test_it_is_what_is_loaded(
 ) -> None:
     files = models[name]
     plan = plan_shards(dimensions(files.config), world_size, split)
-    planned = holdings(files, plan, ["cpu"] * world_size, dtype=dtype, context=70, bits=bits)
+    planned = holdings(files, plan, ["cpu"] * world_size, dtype=dtype, bits=bits)
     assert planned == loaded(files, world_size, split, dtype, bits)
 
 
