@@ -6,7 +6,7 @@ import pytest
 from ringlm.engine.messages import StepMessage, decode
 from ringlm.engine.request import SamplingParams, StopReason
 from ringlm.errors import RequestError
-from tests.engine.fake import CONTEXT, EOS, VOCABULARY, World, alone, free_blocks, logits_after, tokens_of
+from tests.engine.fake import CONTEXT, EOS, VOCABULARY, World, alone, blocks_in_use, logits_after, tokens_of
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 SETTINGS = [
@@ -36,7 +36,7 @@ def test_greedy_tokens_are_the_models_at_any_world_size_and_chunk(world_size: in
         for id, prompt in enumerate(prompts):
             world.engine.submit(id, prompt, GREEDY)
         news = world.run()
-        assert free_blocks(world.engine) == 3
+        assert blocks_in_use(world.engine) == 0
     for id, prompt in enumerate(prompts):
         assert tokens_of(news[id]) == greedy(prompt, 6)
         assert news[id][-1].finish_reason is StopReason.LENGTH
@@ -44,7 +44,7 @@ def test_greedy_tokens_are_the_models_at_any_world_size_and_chunk(world_size: in
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_mixed_settings_in_one_batch_give_what_each_gives_alone(world_size: int) -> None:
-    with World(world_size, blocks=5) as world:
+    with World(world_size, max_seqs=5) as world:
         for id, params in enumerate(SETTINGS):
             world.engine.submit(id, [3, 1, 4, 1, 5], params)
         news = world.run()
@@ -138,7 +138,7 @@ def test_the_end_of_sequence_token_is_returned() -> None:
 
 def test_blocks_are_used_again_after_a_cancel() -> None:
     """What a cancelled request left in its block is not seen by the next one."""
-    with World(2, blocks=1, token_budget=4) as world:
+    with World(2, max_seqs=1, token_budget=4) as world:
         world.engine.submit(0, [4] * 11, GREEDY)
         world.engine.submit(1, [6, 7], GREEDY)
         world.engine.step()
@@ -156,7 +156,7 @@ def test_logits_that_are_not_finite_end_their_request_alone() -> None:
         world.engine.submit(0, [1, poison], GREEDY)
         world.engine.submit(1, [1, 2], GREEDY.replace(stop_token_ids=(poison,)))
         news = world.run()
-        assert free_blocks(world.engine) == 3
+        assert blocks_in_use(world.engine) == 0
     (bad,) = news[0]
     assert bad.error is not None
     assert "token 2 of request 0 is nan" in bad.error

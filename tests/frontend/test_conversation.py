@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ringlm.errors import RequestError
-from ringlm.frontend.conversation import for_template, tool_names
+from ringlm.frontend.conversation import for_template, one_call_each, schemas
 
 
 def calling(arguments: Any) -> dict[str, Any]:
@@ -39,6 +39,28 @@ def test_messages() -> None:
     assert plain == {"role": "assistant", "content": "Noon.", "reasoning_content": "Hm."}
 
 
+def test_one_call_each() -> None:
+    def call(*names: str) -> dict[str, Any]:
+        return {"role": "assistant", "content": "", "tool_calls": [{"id": name} for name in names]}
+
+    def result(name: str) -> dict[str, Any]:
+        return {"role": "tool", "tool_call_id": name}
+
+    user = {"role": "user", "content": "Hi"}
+    mixed = [user, call("a", "b") | {"content": "Hm."}, result("b"), result("a"), result("?"), call("c"), result("c")]
+    assert one_call_each(mixed) == [
+        user,
+        call("a") | {"content": "Hm."},
+        result("a"),
+        call("b"),
+        result("b"),
+        result("?"),
+        call("c"),
+        result("c"),
+    ]
+    assert one_call_each([user, call("a"), result("a")]) == [user, call("a"), result("a")]
+
+
 @pytest.mark.parametrize(
     ("message", "words"),
     [
@@ -60,7 +82,10 @@ def test_messages_that_are_refused(message: Any, words: str) -> None:
 
 def test_tools() -> None:
     tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
-    assert tool_names([tool]) == ("now",)
+    bare = {"type": "function", "function": {"name": "bare"}}
+    assert schemas([tool, bare]) == {"now": {"type": "object"}, "bare": {}}
     for wrong in ({"type": "web_search"}, {"type": "function", "function": {"name": ""}}, {"name": "now"}, "now"):
         with pytest.raises(RequestError, match=r"tools\[1\] is no function"):
-            tool_names([tool, wrong])  # type: ignore[list-item]
+            schemas([tool, wrong])  # type: ignore[list-item]
+    with pytest.raises(RequestError, match=r"its parameters are 7; they must be a JSON schema"):
+        schemas([{"type": "function", "function": {"name": "now", "parameters": 7}}])

@@ -1,4 +1,4 @@
-"""Tools and thoughts by a model's own template and tokens: prompts, parsers, special tokens, what is refused."""
+"""Tools and reasoning by a model's own template and tokens: prompts, parsers, special tokens, what is refused."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_a_conversation_with_tools(folder: Path) -> None:
 )
 def test_an_answer_with_a_call(folder: Path, template: str, special: list[str], answer: str) -> None:
     found = opened(folder, template, special)
-    text, thoughts, calls = answered(found, answer, found.chat([USER], TOOLS), TOOLS)
-    assert (text, thoughts) == ("", "")
+    text, reasoning, calls = answered(found, answer, found.chat([USER], TOOLS), TOOLS)
+    assert (text, reasoning) == ("", "")
     assert [delta.name for delta in calls if delta.name] == ["weather"]
     assert "".join(delta.arguments for delta in calls) == '{"city": "Paris"}'
     assert len(calls) > 2  # they came bit by bit
@@ -87,7 +87,7 @@ def test_special_tokens_are_kept_only_where_a_parser_asks(folder: Path) -> None:
     assert found.decode(ids) == "a"
 
 
-def test_thoughts_opened_by_the_model_or_by_the_prompt(folder: Path) -> None:
+def test_reasoning_opened_by_the_model_or_by_the_prompt(folder: Path) -> None:
     found = opened(folder, templates.QWEN_THINKING)
     prompt = found.chat([USER])
     assert answered(found, "<think>\nHm.\n</think>\n\nYes.", prompt, []) == ("Yes.", "Hm.", [])
@@ -113,14 +113,22 @@ def test_a_template_for_tools_beside_another(folder: Path) -> None:
     ("template", "words"),
     [
         (templates.PLAIN, r"its chat template knows no tools; ask without tools"),
-        (templates.CODER, r"how its chat template writes calls of tools is not known here"),
+        (templates.OTHER, r"how its chat template writes calls of tools is not known here"),
     ],
 )
 def test_a_model_without_tools(folder: Path, template: str, words: str) -> None:
-    found = opened(folder, template)
-    for ask in (found.chat, found.answer_parser):
-        with pytest.raises(RequestError, match=words):
-            ask([USER], TOOLS)  # type: ignore[operator]
+    with pytest.raises(RequestError, match=words):
+        opened(folder, template).chat([USER], TOOLS)
+
+
+def test_calls_one_by_one_where_the_template_takes_no_more(folder: Path) -> None:
+    found = opened(folder, templates.LLAMA)
+    calls = [CALLED["tool_calls"][0] | {"id": name} for name in ("a", "b")]
+    asked = [USER, CALLED | {"tool_calls": calls}, *(RESULT | {"tool_call_id": name} for name in ("a", "b"))]
+    prompt = text_of(found, found.chat(asked))
+    assert prompt.count('"parameters": {"city": "Paris"}') == prompt.count("Sunny.") == 2
+    with pytest.raises(RequestError, match="one call at a time"):  # which is what it says
+        opened(folder, "{{ raise_exception('one call at a time') }}").chat(asked)
 
 
 def test_messages_and_tools_that_are_refused(folder: Path) -> None:

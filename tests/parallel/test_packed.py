@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ringlm.parallel.kernels.choice import NEVER
+from ringlm.parallel.kernels.instructions import ROWS
 from ringlm.parallel.kernels.products import FORMS
 from ringlm.parallel.packed import PackedMatrix, Segment, Workspace
 from ringlm.parallel.prologue import Gate, Prologue, RmsNorm
@@ -155,13 +156,13 @@ def test_unpacked_products_are_those_of_the_weights_in_bfloat16(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_unpacking_rounds_as_torch_does(form: tuple[int, bool]) -> None:
-    sample = Sample.random(form, 40, 7)
-    segment = Segment(sample, 40, CPU)
+    sample = Sample.random(form, 5 * ROWS, 7)
+    segment = Segment(sample, 5 * ROWS, CPU)
     segment.fill(0, sample)
     for threads in (1, 3):
-        tile = torch.empty(24, 7 * 32, dtype=torch.bfloat16)
+        tile = torch.empty(3 * ROWS, 7 * 32, dtype=torch.bfloat16)
         segment.unpack_into(tile, 2, 5, threads)
-        assert torch.equal(tile, sample.weights()[16:].float().bfloat16())
+        assert torch.equal(tile, sample.weights()[2 * ROWS :].float().bfloat16())
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ class Embedding(msgspec.Struct, frozen=True, tag=True):
 
 
 class LinkStats(msgspec.Struct, frozen=True):
-    """What rank 0 knows of its link to `rank`: payload bytes so far, and the control link's last round trip."""
+    """What rank 0 knows of its link to `rank`: bytes so far, and the control link's last round trip."""
 
     rank: int
     sent_bytes: int

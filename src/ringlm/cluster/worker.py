@@ -28,19 +28,32 @@ from ringlm.cluster import messages, spec
 from ringlm.cluster.agreement import Refused
 from ringlm.cluster.channel import Channel, ChannelClosed
 from ringlm.cluster.loading import Loaded, load
-from ringlm.cluster.messages import Cancel, Embed, Embedding, Failed, Output, Progress, Ready, Shutdown, Submit
+from ringlm.cluster.messages import (
+    Cancel,
+    Embed,
+    Embedding,
+    Failed,
+    LinkStats,
+    Output,
+    Progress,
+    Ready,
+    Shutdown,
+    Stats,
+    Submit,
+)
 from ringlm.cluster.parent import watch_parent
 from ringlm.cluster.spec import EngineSpec
 from ringlm.engine.embedding import Vector
 from ringlm.engine.engine import Engine
 from ringlm.engine.follower import follow
 from ringlm.engine.sequence import Delta
-from ringlm.errors import PeerError, RequestError, RingLMError
+from ringlm.errors import PeerError, QueueFullError, RequestError, RingLMError
 from ringlm.parallel.communicator import Communicator
 from ringlm.ring import Heartbeat, Ring, RingConfig, connect
 from ringlm.ring.collectives import last_words
 
 FRONTEND_SILENCE_S = 3.0
+_STATS_S = 1.0
 _IDLE_S = 0.5  # an idle rank 0 looks this often whether the ring still holds
 
 log = logging.getLogger("ringlm")
@@ -73,9 +86,10 @@ class Frontend:
                 yield message
                 message = self._inbox.get_nowait()
 
-    def send(self, message: msgspec.Struct) -> None:
-        """Raises ChannelClosed."""
-        self._channel.send(message)
+    def send(self, *messages: msgspec.Struct) -> None:
+        """In one write, if any. Raises ChannelClosed."""
+        if messages:
+            self._channel.send(*messages)
 
     def _receive(self) -> None:
         try:
@@ -98,6 +112,7 @@ class Worker:
         self.config = engine.ring or RingConfig()
         self.ring: Ring | None = None
         self.comm: Communicator | None = None  # the ring, or what it was asked to leave its work to
+        self._stats_due = 0.0  # when to tell the figures again, while there is work
         self._stepping = False  # whether `ring.sequence` should grow when no collective is under way
 
     def run(self) -> None:
@@ -150,7 +165,7 @@ class Worker:
         """Rank 0: hand requests to the engine, step while there is work, hand out what comes of it."""
         frontend = self.frontend
         assert frontend is not None
-        engine = Engine(loaded.runner, loaded.comm)
+        engine = Engine(loaded.runner, loaded.comm, max_seqs=loaded.max_seqs)
         frontend.send(loaded.ready)
         try:
             while True:
@@ -161,9 +176,9 @@ class Worker:
                     self._accept(engine, message)
                 if engine.has_work:
                     self._stepping = True
-                    for news in engine.step():
-                        frontend.send(_told(news))
+                    news = engine.step()
                     self._stepping = False
+                    frontend.send(*self._stats(engine), *map(_told, news))
                 elif self.ring is not None:
                     self.ring.check()
         except ChannelClosed:
@@ -174,7 +189,7 @@ class Worker:
         if isinstance(message, Cancel):
             delta = engine.cancel(message.id)
             if delta is not None:
-                self.frontend.send(Output(*delta))
+                self.frontend.send(*self._stats(engine), Output(*delta))
             return
         try:
             if isinstance(message, Embed):
@@ -182,7 +197,16 @@ class Worker:
             else:
                 engine.submit(message.id, message.prompt_tokens, message.params)
         except RequestError as error:
-            self.frontend.send(Output(message.id, [], error=str(error)))
+            self.frontend.send(Output(message.id, [], error=str(error), busy=isinstance(error, QueueFullError)))
+
+    def _stats(self, engine: Engine) -> list[Stats]:
+        """The engine's figures when they are to be told: every second while there is work, and once after it."""
+        now = time.monotonic()
+        if engine.has_work and now < self._stats_due:
+            return []
+        self._stats_due = now + _STATS_S
+        links = [] if self.ring is None else [LinkStats(*figures) for figures in self.ring.figures()]
+        return [Stats(*engine.figures, links)]
 
     def _tell(self, message: Progress | Ready) -> None:
         if self.frontend is not None and self.config.rank == 0:

@@ -37,11 +37,13 @@ class Delta(NamedTuple):
     id: int
     tokens: list[int]
     finish_reason: StopReason | None = None
-    prefill_s: float = 0.0  # from admission to the first token
+    prefill_s: float = 0.0  # from the (first) admission to the first token
     decode_s: float = 0.0  # from the first token to the last
     ring_s: float = 0.0  # time within collectives, of prefill_s + decode_s
     error: str | None = None  # what a RequestError says; finish_reason is then None
     logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where they were asked for
+    queue_s: float = 0.0  # from submission to the (first) admission
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +51,8 @@ class Sequence:
     """A request's tokens and how far they are computed.
 
     Position i holds tokens[i]; the keys and values of the first `cached` positions lie in `blocks`.
-    `blocks` is replaced, never changed: step messages hold it.
+    `blocks` is replaced, never changed: step messages hold it. Of those the first `known` are in the prefix cache; they
+    hold the prefix that it knows by the number `prefix`.
     """
 
     id: int
@@ -62,13 +65,22 @@ class Sequence:
     embeds: bool = False  # its vector is asked for, and no token
     cached: int = 0
     blocks: list[int] = field(default_factory=list)
-    admitted: Moment | None = None
+    known: int = 0
+    prefix: int = 0
+    found: int = 0  # tokens of the prompt that were cached when it was first admitted
+    submitted: Moment | None = None
+    admitted: Moment | None = None  # for the first time
     first_token: Moment | None = None
 
     @property
     def pending(self) -> int:
         """Tokens that are not cached: 1 while decoding."""
         return len(self.tokens) - self.cached
+
+    @property
+    def queue_s(self) -> float:
+        """How long it waited to be admitted; 0 if it has not been."""
+        return self.admitted.wall_s - self.submitted.wall_s if self.admitted and self.submitted else 0.0
 
     @property
     def plain(self) -> bool:
@@ -104,6 +116,8 @@ class Sequence:
             ring_s=now.ring_s - start.ring_s,
             error=error,
             logprobs=logprobs,
+            queue_s=self.queue_s,
+            cached_tokens=self.found,
         )
 
 

@@ -18,7 +18,7 @@ from ringlm.frontend.model_api import ModelApi
 from ringlm.frontend.session import Session
 
 if TYPE_CHECKING:
-    from ringlm.frontend.conversation import Message
+    from ringlm.frontend.conversation import Message, Tool
 
 
 class LLM(ModelApi):
@@ -52,7 +52,7 @@ class LLM(ModelApi):
         sampling_params: SamplingParams | None = None,
         *,
         stream: Literal[False] = False,
-        tools: Sequence[Message] = (),
+        tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Completion: ...
@@ -64,7 +64,7 @@ class LLM(ModelApi):
         sampling_params: SamplingParams | None = None,
         *,
         stream: Literal[True],
-        tools: Sequence[Message] = (),
+        tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Iterator[Piece]: ...
@@ -75,7 +75,7 @@ class LLM(ModelApi):
         sampling_params: SamplingParams | None = None,
         *,
         stream: bool = False,
-        tools: Sequence[Message] = (),
+        tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Completion | Iterator[Piece]:

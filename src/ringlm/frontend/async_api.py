@@ -20,7 +20,7 @@ from ringlm.frontend.model_api import ModelApi
 from ringlm.frontend.session import Session
 
 if TYPE_CHECKING:
-    from ringlm.frontend.conversation import Message
+    from ringlm.frontend.conversation import Message, Tool
     from ringlm.frontend.generation import Generation
 
 
@@ -53,7 +53,7 @@ class AsyncLLM(ModelApi):
         sampling_params: SamplingParams | None = None,
         *,
         stream: Literal[False] = False,
-        tools: Sequence[Message] = (),
+        tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Awaitable[Completion]: ...
@@ -65,7 +65,7 @@ class AsyncLLM(ModelApi):
         sampling_params: SamplingParams | None = None,
         *,
         stream: Literal[True],
-        tools: Sequence[Message] = (),
+        tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[Piece]: ...
@@ -76,7 +76,7 @@ class AsyncLLM(ModelApi):
         sampling_params: SamplingParams | None = None,
         *,
         stream: bool = False,
-        tools: Sequence[Message] = (),
+        tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Awaitable[Completion] | AsyncIterator[Piece]:

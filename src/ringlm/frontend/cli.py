@@ -18,6 +18,7 @@ from ringlm.cluster.parent import watch_parent
 from ringlm.errors import RingLMError
 from ringlm.frontend import console
 from ringlm.frontend.options import EngineOptions, engine_options
+from ringlm.frontend.server.options import ServeOptions
 
 
 class Commands(TyperGroup):
@@ -126,6 +127,19 @@ def run(
         seed=seed,
     )
     run_command(engine, RunOptions(prompt, interactive, json, throughput, chat_template), params)
+
+
+@app.command(
+    help="Serve the OpenAI API over HTTP, on this machine or as rank 0 of a ring.\n\n"
+    "In a ring every rank is started with the same command; those but rank 0 are daemons and heed none of the "
+    "server's options. Ctrl-C or SIGTERM ends it after the answers under way, and a second one at once.",
+    epilog="Example: ringlm launch -n 2 -- serve -m demo --port 8000",
+)
+@engine_options
+def serve(engine: EngineOptions, options: ServeOptions) -> None:
+    from ringlm.frontend.server.lifecycle import serve as serve_command
+
+    serve_command(engine, options)
 
 
 @app.command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,19 +22,41 @@ def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [_for_template(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def tool_names(tools: Sequence[Tool]) -> tuple[str, ...]:
-    """What the tools are called. Raises RequestError for what is no tool."""
-    names = []
+def one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with no more than one call a message, and its result after each: some templates take no others."""
+    apart: list[dict[str, Any]] = []
+    rest = list(messages)
+    while rest:
+        message = rest.pop(0)
+        calls = message.get("tool_calls", ())
+        if len(calls) < 2:
+            apart.append(message)
+            continue
+        results = list(itertools.takewhile(lambda later: later.get("role") == "tool", rest))
+        del rest[: len(results)]
+        for index, call in enumerate(calls):
+            apart.append(message | {"tool_calls": [call]} | ({"content": ""} if index else {}))
+            apart += [result for result in results if result.get("tool_call_id") == call.get("id")]
+        ids = {call.get("id") for call in calls}
+        apart += [result for result in results if result.get("tool_call_id") not in ids]
+    return apart
+
+
+def schemas(tools: Sequence[Tool]) -> dict[str, Mapping[str, Any]]:
+    """The JSON schema of each tool's arguments, by its name. Raises RequestError for what is no tool."""
+    found = {}
     for index, tool in enumerate(tools):
         match tool:
-            case {"type": "function", "function": {"name": str(name)}} if name:
-                names.append(name)
+            case {"type": "function", "function": {"name": str(name)} as function} if name:
+                found[name] = function.get("parameters") or {}
             case _:
                 raise RequestError(
                     f'tools[{index}] is no function; a tool is {{"type": "function", "function": '
                     '{"name": …, "description": …, "parameters": …}}.'
                 )
-    return tuple(names)
+        if not isinstance(found[name], Mapping):
+            raise RequestError(f"tools[{index}]: its parameters are {found[name]!r:.80}; they must be a JSON schema.")
+    return found
 
 
 def _for_template(message: Message, where: str) -> dict[str, Any]:

@@ -78,6 +78,9 @@ _WORDS = [
 ]
 
 
+Prompt = str | list[dict[str, str]]  # of completions a text; of chat a text or messages
+
+
 class Failure(Exception):
     """A request failed. `kind` is 'http 429', 'connection', 'timeout', 'error in the stream', 'cut off', 'empty' or
     'unreadable'."""
@@ -88,13 +91,20 @@ class Failure(Exception):
 
 
 class Answer(NamedTuple):
-    """When a request began, when each part that has text came, and when it ended (`perf_counter`); and its tokens."""
+    """When a request began, when each part that has text came, and when it ended (`perf_counter`); what was said, and
+    how many tokens it and the prompt have."""
 
     began: float
     parts: list[float]
     ended: float
+    text: str
     prompt_tokens: int
     tokens: int
+
+    @property
+    def first_s(self) -> float:
+        """To the first part."""
+        return self.parts[0] - self.began
 
 
 class _Delta(msgspec.Struct):
@@ -134,7 +144,7 @@ _chunk = msgspec.json.Decoder(_Chunk)
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """One model of one server; `open` finds out what it takes. `api` is 'completions' or 'chat/completions'."""
+    """One model of one server, as `find` finds it. `api` is 'completions' or 'chat/completions'."""
 
     client: httpx2.AsyncClient
     model: str
@@ -142,12 +152,17 @@ class Endpoint:
     extras: dict[str, Any]  # what keeps an answer going, where the server knows it
     words: int = 1  # of a prompt
 
-    async def answer(self, tokens: int) -> Answer:
-        """Stream one answer of `tokens` tokens. Raises Failure."""
-        stream = {"stream": True, "stream_options": {"include_usage": True}}
-        began, parts, usage, over = time.perf_counter(), list[float](), _Usage(), False
+    def prompt(self) -> str:
+        """A text that nobody has seen before, of `words` words."""
+        return " ".join(random.choices(_WORDS, k=self.words))
+
+    async def answer(self, prompt: Prompt, tokens: int, parts: list[float] | None = None) -> Answer:
+        """Stream one answer of `tokens` tokens; who gives `parts` sees it fill. Raises Failure."""
+        body = self._body(prompt, tokens) | {"stream": True, "stream_options": {"include_usage": True}}
+        parts = [] if parts is None else parts
+        began, texts, usage, over = time.perf_counter(), list[str](), _Usage(), False
         try:
-            async with self.client.stream("POST", self.api, json=self._body(tokens) | stream) as response:
+            async with self.client.stream("POST", self.api, json=body) as response:
                 if response.status_code != 200:
                     raise Failure(f"http {response.status_code}", _said(await response.aread()))
                 async for line in response.aiter_lines():
@@ -162,8 +177,10 @@ class Endpoint:
                         raise Failure("error in the stream", _said(data.encode()))
                     usage = chunk.usage or usage
                     over = over or any(choice.finish_reason is not None for choice in chunk.choices)
-                    if any(map(_has_text, chunk.choices)):
+                    text = "".join(map(_text, chunk.choices))
+                    if text:
                         parts.append(now)
+                        texts.append(text)
         except httpx2.TimeoutException as error:
             raise Failure("timeout", f"nothing came for {_READ_S:.0f} s") from error
         except httpx2.RequestError as error:
@@ -174,7 +191,8 @@ class Endpoint:
             raise Failure("cut off", "the stream ended before its answer did")
         if not parts:
             raise Failure("empty", "no text came")
-        return Answer(began, parts, time.perf_counter(), usage.prompt_tokens, usage.completion_tokens or len(parts))
+        ended, count = time.perf_counter(), usage.completion_tokens or len(parts)
+        return Answer(began, parts, ended, "".join(texts), usage.prompt_tokens, count)
 
     async def sized(self, prompt_tokens: int) -> Endpoint:
         """With prompts of about so many tokens, as the server counts them: from what two sizes take."""
@@ -196,14 +214,15 @@ class Endpoint:
     async def ask(self) -> httpx2.Response:
         """What the server says to a request for one token, not streamed. Raises RingLMError where it says nothing."""
         try:
-            return await self.client.post(self.api, json=self._body(1))
+            return await self.client.post(self.api, json=self._body(self.prompt(), 1))
         except httpx2.RequestError as error:
             raise RingLMError(f"the server does not answer a request: {error or type(error).__name__}.") from error
 
-    def _body(self, tokens: int) -> dict[str, Any]:
-        text = " ".join(random.choices(_WORDS, k=self.words))
-        prompt = {"prompt": text} if self.api == "completions" else {"messages": [{"role": "user", "content": text}]}
-        return {"model": self.model, "max_tokens": tokens, "temperature": 0, **prompt, **self.extras}
+    def _body(self, prompt: Prompt, tokens: int) -> dict[str, Any]:
+        said: dict[str, Any] = {"prompt": prompt}
+        if self.api != "completions":
+            said = {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt}
+        return {"model": self.model, "max_tokens": tokens, "temperature": 0, **said, **self.extras}
 
 
 def connect(url: str, api_key: str | None) -> httpx2.AsyncClient:
@@ -265,8 +284,9 @@ def _parse(response: httpx2.Response, kind: type[Any]) -> Any:
         raise ConfigError(f"{response.url} does not answer as OpenAI's API would: {error}.") from error
 
 
-def _has_text(choice: _Choice) -> bool:
-    return bool(choice.text or (choice.delta and (choice.delta.content or choice.delta.reasoning_content)))
+def _text(choice: _Choice) -> str:
+    delta = choice.delta or _Delta()
+    return choice.text or delta.content or delta.reasoning_content or ""
 
 
 def _said(body: bytes) -> str:

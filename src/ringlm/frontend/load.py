@@ -82,7 +82,7 @@ async def _round(endpoint: Endpoint, size: int, tokens: int) -> _Round:
 
 async def _result(endpoint: Endpoint, tokens: int) -> Answer | Failure:
     try:
-        return await endpoint.answer(tokens)
+        return await endpoint.answer(endpoint.prompt(), tokens)
     except Failure as failure:
         return failure
 
@@ -96,7 +96,7 @@ def _row(test: str, size: int, rounds: list[_Round]) -> dict[str, Any]:
         "concurrency": size,
         "tokens_per_s": statistics.median(sum(one.tokens for one in each.answers) / each.seconds for each in rounds),
         **rows.percentiles("ms", (answer.ended - answer.began for answer in answers)),
-        **rows.percentiles("ttft_ms", (answer.parts[0] - answer.began for answer in answers)),
+        **rows.percentiles("ttft_ms", (answer.first_s for answer in answers)),
         **rows.percentiles("inter_token_ms", gaps),
         "prompt_tokens": statistics.median(answer.prompt_tokens for answer in answers),
         "completion_tokens": statistics.median(answer.tokens for answer in answers),

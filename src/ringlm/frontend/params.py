@@ -40,8 +40,9 @@ def for_engine(params: SamplingParams, tokenizer: Tokenizer | None, vocabulary: 
         bad_token_ids=(*params.bad_token_ids, *bad),
         logprobs=0 if params.logprobs is None and count > params.n else params.logprobs,
     )
-    seed = params.seed
-    return [sent if seed is None else sent.replace(seed=(seed + index) % 2**64) for index in range(count)]
+    if params.seed is None:
+        return [sent] * count
+    return [sent, *(sent.replace(seed=(params.seed + index) % 2**64) for index in range(1, count))]
 
 
 def _spelled(words: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[int, ...]]:

@@ -12,9 +12,15 @@ _SHARES = (50, 90, 99)
 
 
 def percentiles(name: str, seconds: Iterable[float]) -> dict[str, float]:
-    """`{name}_p50`, `_p90` and `_p99` in milliseconds: of so many percent of the times, the longest. Empty for none."""
+    """`{name}_p50`, `_p90` and `_p99` in milliseconds. Empty where there are no times."""
     ordered = sorted(seconds)
-    return {f"{name}_p{share}": ordered[-(-share * len(ordered) // 100) - 1] * 1e3 for share in _SHARES if ordered}
+    return {f"{name}_p{share}": percentile(ordered, share) * 1e3 for share in _SHARES if ordered}
+
+
+def percentile(values: Iterable[float], share: int) -> float:
+    """The largest of the lowest `share` percent of the values."""
+    ordered = sorted(values)
+    return ordered[-(-share * len(ordered) // 100) - 1]
 
 
 def sizes(text: str) -> list[int]:

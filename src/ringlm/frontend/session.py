@@ -25,13 +25,14 @@ from ringlm.frontend.params import check_tokens, for_engine
 from ringlm.frontend.reply import Reply
 from ringlm.frontend.stops import StopStrings
 from ringlm.frontend.switchboard import Engine, Switchboard
-from ringlm.frontend.writer import AnswerParser, Text, Writer
+from ringlm.frontend.writer import Text, Writer
 
 if TYPE_CHECKING:
     from ringlm.cluster.spec import EngineSpec
-    from ringlm.frontend.conversation import Message
+    from ringlm.frontend.conversation import Message, Tool
     from ringlm.frontend.model import Model
     from ringlm.frontend.tokenizer import Tokenizer
+    from ringlm.frontend.tools.parser import AnswerParser
 
 
 class Session:
@@ -99,7 +100,7 @@ class Session:
         messages: Sequence[Message],
         params: SamplingParams,
         *,
-        tools: Sequence[Message] = (),
+        tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
         **template_variables: Any,
     ) -> Generation:
@@ -107,10 +108,10 @@ class Session:
         'none'. Raises RequestError, ModelError."""
         if tool_choice not in ("auto", "none"):
             raise RequestError(f"tool_choice is {tool_choice!r}; not supported yet: it must be 'auto' or 'none'.")
-        offered = list(tools) if tool_choice == "auto" else []
-        if offered:
-            template_variables["tools"] = offered
-        return self._submit(self.tokenizer.chat(messages, **template_variables), params, continues=False)
+        offered = tools if tool_choice == "auto" else ()
+        tokens = self.tokenizer.chat(messages, offered, **template_variables)
+        parser = partial(self.tokenizer.answer_parser, tokens, offered)
+        return self._submit(tokens, params, continues=False, parser=parser)
 
     def embed(self, prompt: str | Sequence[int]) -> Reply[Embedding]:
         """The vector of a text or of token ids. Raises RequestError as `complete` does."""
@@ -167,13 +168,13 @@ class Session:
         """`continues`: the text goes on from a prompt; `parser` makes one for each answer."""
         self._check_prompt(tokens)
         asked = for_engine(params, self._tokenizer, self.ready.vocabulary)
-        stops = (params.stop,) if isinstance(params.stop, str) else params.stop
         writers = []
         for index in range(len(asked)):
             text = None
             if self._tokenizer is not None:
-                detokenizer = self._tokenizer.detokenizer(continues)
-                text = Text(detokenizer, StopStrings(stops), params.min_tokens, parser())
+                parsing = parser()
+                detokenizer = self._tokenizer.detokenizer(continues, parsing.markers if parsing else frozenset())
+                text = Text(detokenizer, StopStrings(params.stop), params.min_tokens, parsing)
             writers.append(Writer(index, text, None if params.logprobs is None else self._named))
         generation = Generation(len(tokens), params, writers, self._cancel)
         try:

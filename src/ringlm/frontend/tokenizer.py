@@ -9,15 +9,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ringlm.errors import ConfigError, ModelError, RequestError
 from ringlm.frontend import gguf_tokenizer
-from ringlm.frontend.conversation import Message, Tool, for_template, tool_names
+from ringlm.frontend.conversation import Message, Tool, for_template, one_call_each, schemas
 from ringlm.frontend.detokenizer import Detokenizer
 from ringlm.frontend.model import Model
 from ringlm.frontend.token_bytes import TokenBytes
@@ -99,16 +98,25 @@ class Tokenizer:
         refuses the messages, and for tools where it knows none or calls of them would not be understood.
         """
         self.check_chat_template()
+        offered, plain = schemas(tools), for_template(messages)
+        try:
+            text = self._rendered(plain, tools, variables)
+        except RequestError:
+            apart = one_call_each(plain)
+            if len(apart) == len(plain):
+                raise
+            plain, text = apart, self._rendered(apart, tools, variables)
+        if offered and text == self._rendered(plain, (), variables):
+            raise RequestError(f"{self._name}: {self._template} knows no tools; ask without tools, or another model.")
         self._calling(tools)
+        return self.encode(text, special=False)
+
+    def _rendered(self, messages: list[dict[str, Any]], tools: Sequence[Tool], variables: Mapping[str, Any]) -> str:
         from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
         try:
-            text = self._fast.apply_chat_template(
-                for_template(messages),
-                tools=list(tools) or None,
-                tokenize=False,
-                add_generation_prompt=True,
-                **variables,
+            text: str = self._fast.apply_chat_template(
+                messages, tools=list(tools) or None, tokenize=False, add_generation_prompt=True, **variables
             )
         except TemplateSyntaxError as error:
             raise ModelError(f"{self._name}: {self._template}, line {error.lineno}: {error.message}.") from error
@@ -117,28 +125,22 @@ class Tokenizer:
             raise RequestError(
                 f"{self._name}: {self._template}{line} refuses these messages: {error or type(error).__name__}"
             ) from error
-        return self.encode(text, special=False)
+        return text
 
     def answer_parser(self, prompt: Sequence[int], tools: Sequence[Tool] = ()) -> AnswerParser | None:
-        """What tells thoughts, text and calls of `tools` apart in one answer to `prompt`, which `chat` has made; None
+        """What tells reasoning, text and calls of `tools` apart in one answer to `prompt`, which `chat` has made; None
         where all is text. The detokenizer is to keep its `markers`."""
-        calling = self._calling(tools)
-        thinking = reasoning(self._template_for(tools))
-        if calling is None and thinking is None:
+        calling, marks = self._calling(tools), reasoning(self._template_for(tools))
+        if calling is None and marks is None:
             return None
         end = self._backend.decode(prompt[-_TAIL:], skip_special_tokens=False).rstrip()
-        thinks = thinking is not None and end.endswith(thinking.opening)
-        return AnswerParser(calling, tool_names(tools), thinking, thinks)
+        return AnswerParser(calling, schemas(tools), marks, opened=marks is not None and end.endswith(marks.opening))
 
     def _calling(self, tools: Sequence[Tool]) -> ToolFormat | None:
         """How this model calls `tools`; None when there are none. Raises RequestError where it cannot."""
         if not tools:
             return None
-        tool_names(tools)
-        template = self._template_for(tools)
-        if not re.search(r"\btools\b", template):
-            raise RequestError(f"{self._name}: {self._template} knows no tools; ask without tools, or another model.")
-        found = tool_format(template)
+        found = tool_format(self._template_for(tools))
         if found is None:
             raise RequestError(
                 f"{self._name}: how {self._template} writes calls of tools is not known here; docs/tools.md lists the "

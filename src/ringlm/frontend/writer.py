@@ -8,7 +8,7 @@ One thread uses a writer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from ringlm.cluster.messages import Output
 from ringlm.engine.request import StopReason, TokenLogprob
@@ -17,26 +17,7 @@ from ringlm.frontend.answer import Choice, Logprob, Piece, ToolCall, ToolCallDel
 if TYPE_CHECKING:
     from ringlm.frontend.detokenizer import Detokenizer
     from ringlm.frontend.stops import StopStrings
-
-
-class Parsed(Protocol):
-    """What a parser makes of some text."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def reasoning(self) -> str: ...
-    @property
-    def tool_calls(self) -> tuple[ToolCallDelta, ...]: ...
-
-
-class AnswerParser(Protocol):
-    """Tells reasoning and calls of tools from text; `called` once a whole call has come."""
-
-    @property
-    def called(self) -> bool: ...
-    def push(self, text: str, /) -> Parsed: ...
-    def finish(self) -> Parsed: ...
+    from ringlm.frontend.tools.parser import AnswerParser
 
 
 class Text(NamedTuple):
@@ -118,7 +99,7 @@ class Writer:
         return "".join(text)
 
     def _told_apart(self, text: str) -> tuple[str, str, tuple[ToolCallDelta, ...]]:
-        """Text, reasoning, calls of tools. A whole call makes an answer that ended by itself one of TOOL_CALLS."""
+        """Text, reasoning, calls of tools. Whole calls make an answer that ended by itself one of TOOL_CALLS."""
         parser = None if self._text is None else self._text.parser
         if parser is None:
             return text, "", ()

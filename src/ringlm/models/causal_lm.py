@@ -17,6 +17,7 @@ from ringlm.models.cache import KVCache
 from ringlm.models.config import ModelConfig
 from ringlm.models.kinds import AttentionKind
 from ringlm.models.rope import RopeTable
+from ringlm.models.sizes import BLOCK
 from ringlm.parallel.linear import ColumnParallel, VocabularyParallel
 from ringlm.parallel.shard import RankShard
 
@@ -53,13 +54,13 @@ class CausalLM:
         """Where the shard is, and where batches belong."""
         return self._angles.device
 
-    def new_cache(self, blocks: int) -> KVCache:
-        """An empty cache for `blocks` sequences of `config.context` positions."""
+    def new_cache(self, blocks: int, block: int = BLOCK) -> KVCache:
+        """An empty cache of `blocks` blocks of `block` positions."""
         return KVCache(
             blocks=blocks,
+            block=block,
             layers=len(self.shard.layers),
             kv_heads=len(self.shard.kv_heads),
-            context=self.config.context,
             head_dim=self.config.head_dim,
             dtype=self._angles.dtype,
             device=self._angles.device,

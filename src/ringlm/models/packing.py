@@ -22,7 +22,7 @@ from ringlm.weights.source import Form, WeightSource
 _TILE: Final = 1 << 20  # elements that are floats at a time
 _SAMPLE: Final = (512, 2048)  # rows and columns of the matrix that products are timed with
 _ROWS: Final = 32  # a tile has a multiple of them: heads, and the rows that lie side by side, stay whole
-_STACKED: Final = 8  # rows: a matrix of a stack begins at a multiple, with rows side by side and an aligned address
+_STACKED: Final = 16  # rows: a matrix of a stack begins at a multiple, with rows side by side and an aligned address
 
 
 class Layout(NamedTuple):
@@ -41,7 +41,8 @@ def layout_of(device: torch.device) -> Layout:
 
         return Layout("row after row", DeviceSegment, DevicePacked, Experts)
     from ringlm.parallel.kernels.choice import unpack_from  # with these comes a compiler
-    from ringlm.parallel.packed import PackedMatrix, Segment, Workspace
+    from ringlm.parallel.kernels.instructions import ROWS
+    from ringlm.parallel.packed import Memory, PackedMatrix, Segment, Workspace
     from ringlm.parallel.packed_experts import PackedExperts
 
     def sample(rows: int) -> Storage:
@@ -53,7 +54,8 @@ def layout_of(device: torch.device) -> Layout:
 
     workspace = Workspace(unpack_from(sample, _SAMPLE[1]))
     matrix = partial(PackedMatrix, workspace=workspace)
-    return Layout("eight rows side by side", Segment, matrix, partial(PackedExperts, workspace=workspace))
+    segment = partial(Segment, memory=Memory())
+    return Layout(f"{ROWS} rows side by side", segment, matrix, partial(PackedExperts, workspace=workspace))
 
 
 class Packer:

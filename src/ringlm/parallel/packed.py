@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ringlm.parallel.kernels.choice import NEVER
-from ringlm.parallel.kernels.instructions import LANES
+from ringlm.parallel.kernels.instructions import ROWS
 from ringlm.parallel.kernels.products import (
     FORMS,
     GELU_GATE,
@@ -33,6 +34,8 @@ from ringlm.parallel.kernels.unpacking import unpack, unpack_by_threads, unpack_
 from ringlm.parallel.prologue import Gate, Prologue, RmsNorm
 
 _TILE: Final = 1 << 19  # elements unpacked at a time: a megabyte stays in the cache
+_CHUNK: Final = 1 << 25  # bytes of memory taken at a time
+_LINE: Final = 64  # bytes
 
 
 class Blocks(Protocol):
@@ -75,27 +78,50 @@ class Workspace:
         return self._memory[:nbytes].view(torch.bfloat16).view(rows, columns)
 
 
+class Memory:
+    """Where packed matrices lie, one behind the other: numpy asks the system for huge pages for what is this large,
+    and reading those is up to a quarter faster. Each tensor begins at a line of the cache."""
+
+    def __init__(self) -> None:
+        self._rest = torch.empty(0, dtype=torch.uint8)
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor for good; on another device than the CPU, an ordinary one."""
+        if device.type != "cpu":
+            return torch.zeros(shape, dtype=dtype, device=device)
+        nbytes = math.prod(shape) * dtype.itemsize
+        start = -self._rest.data_ptr() % _LINE
+        if start + nbytes > len(self._rest):
+            self._rest = torch.from_numpy(np.zeros(max(nbytes + _LINE, _CHUNK), np.uint8))
+            start = -self._rest.data_ptr() % _LINE
+        taken, self._rest = self._rest[start : start + nbytes], self._rest[start + nbytes :]
+        return taken.view(dtype).view(shape)
+
+
 class Segment:
-    """`rows` consecutive rows of one form, eight side by side in memory: in `tensors`, as an earlier segment's
-    `tensors()` were, or zeros on `device`, to be filled in any order. `like` has the form, and a row's blocks.
+    """`rows` consecutive rows of one form, ROWS of them side by side in `memory`: a copy of `tensors`, as an earlier
+    segment's `tensors()` were, or zeros, to be filled in any order. `like` has the form, and a row's blocks.
     """
 
     def __init__(
-        self, like: Blocks, rows: int, device: torch.device, tensors: Mapping[str, Tensor] | None = None
+        self,
+        like: Blocks,
+        rows: int,
+        device: torch.device,
+        tensors: Mapping[str, Tensor] | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.form = FORMS.index((like.bits, like.minimums is not None))
-        self.rows, self.row_blocks = rows, -(-rows // LANES)
-        if tensors is None:
-            shape = self.row_blocks, like.scales.shape[1]
-            tensors = made = {
-                # A block of a row has as many words of 4 bytes as a code has bits.
-                "codes": _zeros((*shape, like.bits, LANES, 4), np.uint8, device),
-                "scales": _zeros((*shape, LANES), np.float16, device),
-            }
-            if like.minimums is not None:
-                made["minimums"] = _zeros((*shape, LANES), np.float16, device)
-        self.codes, self.scales = tensors["codes"], tensors["scales"]
-        self.minimums = tensors.get("minimums")
+        self.rows, self.row_blocks = rows, -(-rows // ROWS)
+        memory = memory or Memory()
+        shape = self.row_blocks, like.scales.shape[1]
+        # A block of a row has as many words of 4 bytes as a code has bits.
+        self.codes = memory.zeros((*shape, like.bits, ROWS, 4), torch.uint8, device)
+        self.scales = memory.zeros((*shape, ROWS), torch.float16, device)
+        self.minimums = None if like.minimums is None else memory.zeros((*shape, ROWS), torch.float16, device)
+        if tensors is not None:
+            for name, tensor in self.tensors().items():
+                tensor.copy_(tensors[name])
 
     def tensors(self) -> dict[str, Tensor]:
         """All that it holds, by name."""
@@ -116,15 +142,15 @@ class Segment:
             _place(self.minimums, first, part.minimums, rows)
 
     def cut(self, first: int, rows: int) -> Segment:
-        """Rows [first, first + rows) as a segment of their own, in the same memory; `first` is a multiple of LANES."""
-        part, inside = copy.copy(self), slice(first // LANES, -(-(first + rows) // LANES))
+        """Rows [first, first + rows) as a segment of their own, in the same memory; `first` is a multiple of ROWS."""
+        part, inside = copy.copy(self), slice(first // ROWS, -(-(first + rows) // ROWS))
         part.rows, part.row_blocks = rows, inside.stop - inside.start
         part.codes, part.scales = self.codes[inside], self.scales[inside]
         part.minimums = None if self.minimums is None else self.minimums[inside]
         return part
 
     def unpack_into(self, tile: Tensor, first: int, last: int, threads: int) -> None:
-        """Blocks `first` to `last` of LANES rows to bfloat16 (at least as many rows, columns)."""
+        """Blocks `first` to `last` of ROWS rows to bfloat16 (at least as many rows, columns)."""
         held = (0 if t is None else t.data_ptr() for t in (self.codes, self.scales, self.minimums))
         here = (self.form, *held, tile.data_ptr(), first, last, self.codes.shape[1])
         if threads == 1:
@@ -164,7 +190,7 @@ class PackedMatrix:
         self._blocks = -(-(lead + columns) // BLOCK)
         self._rows = sum(segment.rows for segment in self._segments)
         # A segment's last lanes may write beyond it: the next one overwrites that, the last has room for it.
-        self._stride = self._rows + LANES - 1
+        self._stride = self._rows + ROWS - 1
         self._threads = torch.get_num_threads()
         self._unpack_from = workspace.unpack_from
         self._plans: dict[Prologue | None, Plan] = {}
@@ -217,14 +243,14 @@ class PackedMatrix:
             activations = torch.zeros(tokens, width, dtype=torch.bfloat16)
             activations[:, self._lead : self._lead + self._columns] = x
         out = torch.empty(tokens, self._rows)
-        height = max(1, _TILE // max(1, width * LANES))  # in blocks of rows
-        tile = self._workspace.matrix(height * LANES, width)
+        height = max(1, _TILE // max(1, width * ROWS))  # in blocks of rows
+        tile = self._workspace.matrix(height * ROWS, width)
         top = 0
         for segment in self._segments:
             for first in range(0, segment.row_blocks, height):
                 last = min(first + height, segment.row_blocks)
                 segment.unpack_into(tile, first, last, self._threads)
-                start, stop = first * LANES, min(last * LANES, segment.rows)
+                start, stop = first * ROWS, min(last * ROWS, segment.rows)
                 out[:, top + start : top + stop] = F.linear(activations, tile[: stop - start])
             top += segment.rows
         return out
@@ -253,18 +279,11 @@ class PackedMatrix:
         return out[:, self._lead : self._lead + self._columns].to(self._dtype)
 
 
-def _zeros(shape: tuple[int, ...], dtype: type[np.generic], device: torch.device) -> Tensor:
-    """numpy's zeros, which lie in huge pages where the system has them: reading them is a tenth faster."""
-    if device.type == "meta":
-        return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, device=device)
-    return torch.from_numpy(np.zeros(shape, dtype)).to(device)
-
-
 def _place(side_by_side: Tensor, first: int, part: Tensor, rows: int) -> None:
-    """Copy `part` (rows, blocks, …) to rows `first` on of (row blocks, blocks, [chunks,] 8, …)."""
-    lanes = side_by_side.movedim(2 if part.dim() == 2 else 3, 1)  # (row blocks, 8, blocks, …)
-    if first % LANES == 0 and rows % LANES == 0:
-        lanes[first // LANES : (first + rows) // LANES] = part.view(rows // LANES, LANES, *part.shape[1:])
+    """Copy `part` (rows, blocks, …) to rows `first` on of (row blocks, blocks, [chunks,] ROWS, …)."""
+    lanes = side_by_side.movedim(2 if part.dim() == 2 else 3, 1)  # (row blocks, ROWS, blocks, …)
+    if first % ROWS == 0 and rows % ROWS == 0:
+        lanes[first // ROWS : (first + rows) // ROWS] = part.view(rows // ROWS, ROWS, *part.shape[1:])
         return
     places = torch.arange(first, first + rows)
-    lanes[places // LANES, places % LANES] = part
+    lanes[places // ROWS, places % ROWS] = part

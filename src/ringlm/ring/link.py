@@ -54,12 +54,13 @@ class Mailbox:
 class Link:
     """A tuned, connected socket to rank `peer`, which `name` names in errors."""
 
-    __slots__ = ("_scratch", "_slices", "header", "mailbox", "name", "peer", "sock")
+    __slots__ = ("_scratch", "_slices", "header", "mailbox", "name", "peer", "received", "sent", "sock")
 
     def __init__(self, sock: socket.socket, peer: int, name: str) -> None:
         self.sock = sock
         self.peer = peer
         self.name = name
+        self.sent = self.received = 0  # bytes, those of headers included
         self.header = bytearray(HEADER_BYTES)  # of the frame under way
         self.mailbox = Mailbox()
         self._scratch: torch.Tensor | None = None
@@ -102,11 +103,13 @@ class Link:
     def send_first(self, out: Sequence[memoryview | bytes]) -> int:
         """Send what the kernel takes at once of a message; the number of bytes."""
         try:
-            return self.sock.sendmsg(out, (), _NOW)
+            sent = self.sock.sendmsg(out, (), _NOW)
         except BlockingIOError:
             return 0
         except OSError as error:
             raise self.lost(error) from error
+        self.sent += sent
+        return sent
 
     def receive_first(self, into: memoryview) -> int:
         """What has arrived of header and body, waiting up to SPIN_S at a time, and asleep for the first byte
@@ -132,7 +135,7 @@ class Link:
                     raise self.lost()
                 got, stop = got + more, 0.0
                 if got == whole or got < HEADER_BYTES:
-                    return got
+                    break
             if got == 0:
                 try:
                     got = sock.recvmsg_into((header, into))[0]  # asleep, for as long as SO_RCVTIMEO allows
@@ -142,6 +145,7 @@ class Link:
                     raise self.lost()
         except OSError as error:
             raise self.lost(error) from error
+        self.received += got
         return got
 
     def peek(self) -> bytes:

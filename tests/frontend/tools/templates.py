@@ -54,3 +54,4 @@ MISTRAL = """\
 MAGISTRAL = MISTRAL + "{# [THINK] and [/THINK] #}"
 CODER = _TOOLS + "Write <tool_call><function=name><parameter=name>value</parameter></function></tool_call>.{% endif %}"
 PLAIN = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+OTHER = _TOOLS + "Write Action: name, Input: {…}.{% endif %}"

@@ -1,10 +1,10 @@
-"""What a chat template says about calls of tools and thoughts."""
+"""What a chat template says about calls of tools and reasoning."""
 
 from __future__ import annotations
 
 import pytest
 
-from ringlm.frontend.tools import formats, hermes, llama, mistral, pythonic
+from ringlm.frontend.tools import formats, hermes, llama, mistral, pythonic, qwen_coder
 from ringlm.frontend.tools.formats import Reasoning, ToolFormat, reasoning, tool_format
 from tests.frontend.tools import templates
 
@@ -12,7 +12,7 @@ THINK, BRACKETS = Reasoning("<think>", "</think>"), Reasoning("[THINK]", "[/THIN
 
 
 @pytest.mark.parametrize(
-    ("template", "calling", "thinking"),
+    ("template", "calling", "marks"),
     [
         ("QWEN", hermes.FORMAT, None),
         ("QWEN_THINKING", hermes.FORMAT, THINK),
@@ -21,14 +21,14 @@ THINK, BRACKETS = Reasoning("<think>", "</think>"), Reasoning("[THINK]", "[/THIN
         ("PYTHONIC", pythonic.FORMAT, None),
         ("MISTRAL", mistral.FORMAT, None),
         ("MAGISTRAL", mistral.FORMAT, BRACKETS),
-        ("CODER", None, None),
+        ("CODER", qwen_coder.FORMAT, None),
         ("PLAIN", None, None),
     ],
 )
-def test_told_by_the_template(template: str, calling: ToolFormat | None, thinking: Reasoning | None) -> None:
+def test_told_by_the_template(template: str, calling: ToolFormat | None, marks: Reasoning | None) -> None:
     text = getattr(templates, template)
     assert tool_format(text) is calling
-    assert reasoning(text) == thinking
+    assert reasoning(text) == marks
 
 
 @pytest.mark.parametrize(
@@ -49,4 +49,4 @@ def test_told_by_excerpts(excerpt: str, module: object) -> None:
 
 
 def test_every_format_is_there() -> None:
-    assert set(formats._FORMATS) == {"hermes", "llama", "mistral", "pythonic"}
+    assert set(formats._FORMATS) == {"hermes", "llama", "mistral", "pythonic", "qwen_coder"}

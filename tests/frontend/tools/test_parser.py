@@ -11,13 +11,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringlm.frontend.tools import hermes, llama, mistral, pythonic
+from ringlm.frontend.tools import hermes, llama, mistral, pythonic, qwen_coder
 from ringlm.frontend.tools.formats import Reasoning, ToolFormat
 from ringlm.frontend.tools.parser import AnswerParser
 
 THINK = Reasoning("<think>", "</think>")
-NAMES = ("weather", "weather_in", "now")
-FORMATS = {"hermes": hermes.FORMAT, "llama": llama.FORMAT, "mistral": mistral.FORMAT, "pythonic": pythonic.FORMAT}
+TOOLS = {
+    "weather": {},
+    "weather_in": {"properties": "none"},
+    "now": {},
+    "write": {
+        "properties": {
+            "text": {"type": "string"},
+            "count": {"type": "integer"},
+            "any": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "either": {"type": ["integer", "string"]},
+            "wrong": 7,
+        }
+    },
+}
+FORMATS = {
+    "hermes": hermes.FORMAT,
+    "llama": llama.FORMAT,
+    "mistral": mistral.FORMAT,
+    "pythonic": pythonic.FORMAT,
+    "qwen_coder": qwen_coder.FORMAT,
+}
 
 
 @dataclass(frozen=True)
@@ -30,8 +49,8 @@ class Told:
     reasoning: str = ""
 
 
-def read(pieces: Iterable[str], calling: ToolFormat | None, thinking: Reasoning | None, thinks: bool = False) -> Told:
-    parser = AnswerParser(calling, NAMES, thinking, thinks)
+def read(pieces: Iterable[str], calling: ToolFormat | None, reasoning: Reasoning | None, opened: bool = False) -> Told:
+    parser = AnswerParser(calling, TOOLS, reasoning, opened)
     told = [*(parser.push(piece) for piece in pieces), parser.finish()]
     calls: list[list[str]] = []
     for delta in (delta for news in told for delta in news.tool_calls):
@@ -58,6 +77,12 @@ def tag(inside: str) -> str:
     return f"<tool_call>\n{inside}\n</tool_call>"
 
 
+def coded(name: str, **values: str) -> str:
+    inside = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+    return f"<tool_call>\n<function={name}>\n{inside}</function>\n</tool_call>"
+
+
+CODE = '\n    print("<a> \\n é")\n\n'
 PARIS = '{"city": "Paris"}'
 HARD = r'{"a": {"b": [{}, "}]\"\\"], "c": "<tool_call>"}, "é😀": -1.5e3,' + '\n "n": null }'
 ONE = (("weather", PARIS),)
@@ -78,7 +103,7 @@ CASES: dict[str, tuple[str, str, Told]] = {
     ),
     "hermes, arguments first": (
         "hermes",
-        tag('{ "arguments" :{"x": 1} , "id": "7", "name":\n"now"}'),
+        tag(r'{ "arguments" :{"x": 1} , "id": "\"\\", "name" : "now"}'),
         Told("", (("now", '{"x": 1}'),), True),
     ),
     "hermes, escapes in the name": ("hermes", tag(call(r"n\u006fw", "{}")), Told("", (("now", "{}"),), True)),
@@ -209,10 +234,54 @@ CASES: dict[str, tuple[str, str, Told]] = {
             "[weather(city=1 1)]",
         )
     },
+    # Qwen3-Coder
+    "coder": ("qwen_coder", f"So:\n{coded('weather', city='Paris')}\n", Told("So:", ONE, True)),
+    "coder, several": (
+        "qwen_coder",
+        f"{coded('now')}\n<function=now></function><tool_call><function=weather><parameter=city>Paris</parameter></function>",
+        Told("", (("now", "{}"), ("now", "{}"), *ONE), True),
+    ),
+    "coder, types": (
+        "qwen_coder",
+        coded("write", text=CODE, count="-1.5e3", any="None", either="7", wrong="[1]", more="true"),
+        Told(
+            "",
+            (
+                (
+                    "write",
+                    f'{{"text": {json.dumps(CODE, ensure_ascii=False)}, "count": -1.5e3, "any": null, '
+                    '"either": "7", "wrong": "[1]", "more": "true"}',
+                ),
+            ),
+            True,
+        ),
+    ),
+    "coder, values that fit no type": (
+        "qwen_coder",
+        coded("write", count="a few", any="[1, {}]"),
+        Told("", (("write", '{"count": "a few", "any": [1, {}]}'),), True),
+    ),
+    "coder, an unknown tool": ("qwen_coder", coded("unknown", a="1"), Told(coded("unknown", a="1"))),
+    "coder, a name that goes on": ("qwen_coder", "<function=weather!>", Told("<function=weather!>")),
+    "coder, ends in a text": (
+        "qwen_coder",
+        "<tool_call><function=write><parameter=text>a\n\n",
+        Told("", (("write", '{"text": "a\\n'),)),
+    ),
+    "coder, ends in a number": (
+        "qwen_coder",
+        "<tool_call><function=write><parameter=count>\n17",
+        Told("17", (("write", '{"count": '),)),
+    ),
+    "coder, no more parameters": (
+        "qwen_coder",
+        "<function=write><parameter=count>1</parameter>?</function>",
+        Told("?</function>", (("write", '{"count": 1'),)),
+    ),
     "pythonic, one and a broken one": ("pythonic", "[now(), unknown()]", Told(", unknown()]", (("now", "{}"),), True)),
 }
 
-THOUGHTS = {
+REASONING = {
     "opened by the model": (" <think>\nHm. \n</think>\n\nYes. ", False, Told("Yes. ", reasoning="Hm.")),
     "opened by the prompt": ("\nHm.\n\n</think>\n\nYes.", True, Told("Yes.", reasoning="Hm.")),
     "opened by both": ("<think>Hm.</think>Yes.", True, Told("Yes.", reasoning="Hm.")),
@@ -235,17 +304,17 @@ def test_a_format(case: str) -> None:
     assert read(answer, FORMATS[name], None) == expected
 
 
-@pytest.mark.parametrize("case", THOUGHTS)
-def test_thoughts(case: str) -> None:
-    answer, thinks, expected = THOUGHTS[case]
+@pytest.mark.parametrize("case", REASONING)
+def test_reasoning(case: str) -> None:
+    answer, opened, expected = REASONING[case]
     for at in range(len(answer) + 1):
-        assert read((answer[:at], answer[at:]), hermes.FORMAT, THINK, thinks) == expected
-    assert read(answer, hermes.FORMAT, THINK, thinks) == expected
+        assert read((answer[:at], answer[at:]), hermes.FORMAT, THINK, opened) == expected
+    assert read(answer, hermes.FORMAT, THINK, opened) == expected
     if not expected.calls:
-        assert read(answer, None, THINK, thinks) == expected
+        assert read(answer, None, THINK, opened) == expected
 
 
-def test_thoughts_before_a_bare_call() -> None:
+def test_reasoning_before_a_bare_call() -> None:
     answer = f"[THINK]Hm.[/THINK]\n{call('weather', PARIS)}"
     assert read(answer, llama.FORMAT, Reasoning("[THINK]", "[/THINK]")) == Told("", ONE, True, "Hm.")
 
@@ -262,30 +331,42 @@ WORDS = [
     *("<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<think>", "</think>"),
     *("{", "}", "[", "]", "(", ")", '"', "'", "\\", ":", ",", ";", "=", " ", "\n", "1", "x", "é"),
     *('"name"', '"arguments"', '"weather"', "weather", "now", call("now", '{"a": 1}'), "now()", '{"name": "now", '),
+    *(
+        "<function=",
+        "<parameter=",
+        ">",
+        "</parameter>",
+        "</function>",
+        "write",
+        "count",
+        "text",
+        coded("write", text="a"),
+    ),
 ]
 
 
 @given(
     words=st.lists(st.sampled_from(WORDS), max_size=20),
     name=st.sampled_from([*FORMATS, None]),
-    thinking=st.booleans(),
-    thinks=st.booleans(),
+    reasoning=st.booleans(),
+    opened=st.booleans(),
 )
-def test_nonsense(words: list[str], name: str | None, thinking: bool, thinks: bool) -> None:
-    """Whole, in words and in characters it is the same; what has neither calls nor thoughts is text to the letter."""
+def test_nonsense(words: list[str], name: str | None, reasoning: bool, opened: bool) -> None:
+    """Whole, in words and in characters it is the same; what has neither calls nor reasoning is text to the letter."""
     calling, answer = None if name is None else FORMATS[name], "".join(words)
     whole, *cut = (
-        read(pieces, calling, THINK if thinking else None, thinks and thinking) for pieces in ([answer], words, answer)
+        read(pieces, calling, THINK if reasoning else None, opened and reasoning)
+        for pieces in ([answer], words, answer)
     )
     assert cut == [whole, whole]
-    if not whole.calls and not (thinking and (thinks or "<think>" in answer)):
+    if not whole.calls and not (reasoning and (opened or "<think>" in answer)):
         assert whole.text == answer
     if whole.called:
         assert all(isinstance(json.loads(arguments), dict) for _, arguments in whole.calls)
 
 
 def test_arguments_stream() -> None:
-    parser = AnswerParser(hermes.FORMAT, NAMES)
+    parser = AnswerParser(hermes.FORMAT, TOOLS)
     assert parser.push('<tool_call>{"name": "weather", "arguments": ').tool_calls == ()
     (head,) = parser.push('{"ci').tool_calls
     assert (head.index, head.name, head.arguments) == (0, "weather", '{"ci')
@@ -301,6 +382,6 @@ def test_ids() -> None:
         (hermes.FORMAT, tag(call("now", "{}")), r"call_[0-9a-f]{24}"),
         (mistral.FORMAT, "[TOOL_CALLS]now[ARGS]{}", r"[0-9A-Za-z]{9}"),
     ):
-        ids = {AnswerParser(calling, NAMES).push(answer).tool_calls[0].id for _ in range(2)}
+        ids = {AnswerParser(calling, TOOLS).push(answer).tool_calls[0].id for _ in range(2)}
         assert len(ids) == 2
         assert all(re.fullmatch(pattern, found) for found in ids)

@@ -1,4 +1,4 @@
-"""The calls in one answer, told as they are read. Knows the names of the tools, no formats.
+"""The calls in one answer, told as they are read. Knows the names and schemas of the tools, no formats.
 
 A call is told from where it has named one of the tools and its arguments have begun. Until then it may turn out to be
 text; from then on what was told stays, and a call that breaks is one that never ends.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ringlm.frontend.answer import ToolCallDelta
 from ringlm.frontend.tools.reader import Broken
@@ -19,12 +20,15 @@ def openai_id() -> str:
 
 
 class Calls:
-    """`names` are those of the caller's tools; `on_tell` is called when a reader need not go back to here."""
+    """`tools` are JSON schemas by name; `on_tell` is called when a reader need not go back to before this point."""
 
-    def __init__(self, names: Collection[str], new_id: Callable[[], str], on_tell: Callable[[], None]) -> None:
-        self.names = tuple(names)
+    def __init__(
+        self, tools: Mapping[str, Mapping[str, Any]], new_id: Callable[[], str], on_tell: Callable[[], None]
+    ) -> None:
+        self.names = tuple(tools)
         self.told = 0
         self.whole = 0
+        self._tools = tools
         self._new_id = new_id
         self._on_tell = on_tell
         self._name = ""
@@ -42,27 +46,16 @@ class Calls:
         if name not in self.names:
             raise Broken
         self._name = name
-        self._tell("")
+        self.arguments("")
+
+    def schema(self, argument: str) -> Mapping[str, Any]:
+        """What the named tool's schema says of an argument; nothing where it has none."""
+        properties = self._tools[self._name].get("properties")
+        found = properties.get(argument) if isinstance(properties, Mapping) else None
+        return found if isinstance(found, Mapping) else {}
 
     def arguments(self, text: str) -> None:
         """More of the JSON text of its arguments."""
-        self._tell(text)
-
-    def end(self) -> None:
-        """All of it has been read; a call without arguments has none to tell. Raises Broken if it named no tool."""
-        if not self._name:
-            raise Broken
-        if not self._telling:
-            self._tell("{}")
-        self.whole += 1
-        self._on_tell()
-
-    def take(self) -> tuple[ToolCallDelta, ...]:
-        """What has been told since the last time."""
-        deltas, self._deltas = self._deltas, []
-        return tuple(deltas)
-
-    def _tell(self, text: str) -> None:
         self._arguments += text
         if not (self._name and self._arguments):
             return
@@ -77,3 +70,17 @@ class Calls:
         self._deltas[-1] = dataclasses.replace(last, arguments=last.arguments + self._arguments)
         self._arguments = ""
         self._on_tell()
+
+    def end(self) -> None:
+        """All of it has been read; a call without arguments has none to tell. Raises Broken if it named no tool."""
+        if not self._name:
+            raise Broken
+        if not self._telling:
+            self.arguments("{}")
+        self.whole += 1
+        self._on_tell()
+
+    def take(self) -> tuple[ToolCallDelta, ...]:
+        """What has been told since the last time."""
+        deltas, self._deltas = self._deltas, []
+        return tuple(deltas)

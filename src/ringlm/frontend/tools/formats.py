@@ -30,7 +30,7 @@ class ToolFormat(NamedTuple):
 
 
 class Reasoning(NamedTuple):
-    """What stands around a model's thoughts, at the beginning of an answer."""
+    """What stands around a model's reasoning, at the beginning of an answer."""
 
     opening: str
     closing: str
@@ -39,6 +39,7 @@ class Reasoning(NamedTuple):
 _FORMATS: Final[Mapping[str, str]] = {  # by module, what a template has; the first counts
     "mistral": r"\[TOOL_CALLS\]",
     "pythonic": r"\[func_name1\(",
+    "qwen_coder": r"<function=.*<parameter=",
     "hermes": r"\A(?!.*(<function=|<arg_key>)).*<tool_call>",
     "llama": r"<\|python_tag\|>|\"name\": .{1,80}\"parameters\": ",
 }
@@ -55,5 +56,5 @@ def tool_format(template: str) -> ToolFormat | None:
 
 
 def reasoning(template: str) -> Reasoning | None:
-    """What is around the reasoning of a model with this chat template; None for one that does not reason."""
+    """What is around the reasoning of a model with this chat template; None for one that has none."""
     return next((marks for marks in _REASONING if marks.closing in template), None)

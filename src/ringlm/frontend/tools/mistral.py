@@ -24,7 +24,7 @@ def _read(reader: Reader, calls: Calls) -> Steps[None]:
     calls.begin()
     name = yield from reader.expect(*calls.names)
     if (yield from reader.expect("[ARGS]", "[CALL_ID]")) == "[CALL_ID]":
-        yield from reader.until(("[ARGS]",), lambda _: None)  # the id is ours to choose
+        yield from reader.through("[ARGS]", lambda _: None)  # the id is ours to choose
     calls.name(name)
     yield from reader.object(calls.arguments)
     calls.end()

@@ -1,14 +1,15 @@
-"""What a model writes, told apart as it comes: its thoughts, its text, its calls of tools. Knows text, no tokens.
+"""What a model writes, told apart as it comes: its reasoning, its text, its calls of tools. Knows text, no tokens.
 
-    thoughts first, if it thinks -> text, up to what opens a call -> the call, or text again if it is none -> text …
+    reasoning, if there is any -> text, up to what opens a call -> the call, or text again if it is none -> text …
 
-White space next to thoughts and to calls is dropped, all else is told: what looked like a call and is none is text.
+White space next to reasoning and to calls is dropped, all else is told: what looked like a call and is none is text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from ringlm.frontend.answer import ToolCallDelta
 from ringlm.frontend.tools.calls import Calls, openai_id
@@ -27,25 +28,26 @@ class Parsed(NamedTuple):
 class AnswerParser:
     """Reads one answer.
 
-    `calling` is how the model calls the tools `names`, None when it has none; `thinking` what is around its thoughts,
-    and `thinks` says that the prompt has opened them. `markers` are what it must be shown even if special tokens.
+    `calling` is how the model calls `tools`, None when it has none; these are names with JSON schemas. `reasoning` is
+    what is around its reasoning, which the prompt may have `opened`. `markers` are what the parser must be shown even
+    if it is special tokens.
     """
 
     def __init__(
         self,
         calling: ToolFormat | None = None,
-        names: Collection[str] = (),
-        thinking: Reasoning | None = None,
-        thinks: bool = False,
+        tools: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        reasoning: Reasoning | None = None,
+        opened: bool = False,
     ) -> None:
-        self.markers = frozenset((thinking or ()) + (calling.openings + calling.inner if calling else ()))
+        self.markers = frozenset((reasoning or ()) + (calling.openings + calling.inner if calling else ()))
         self._calling = calling
-        self._thinking = thinking
-        self._thinks = thinks
+        self._marks = reasoning
+        self._opened = opened
         self._reader = Reader()
-        self._calls = Calls(names, calling.new_id if calling else openai_id, self._reader.mark)
+        self._calls = Calls(tools, calling.new_id if calling else openai_id, self._reader.mark)
         self._text = _Trimmed()
-        self._thoughts = _Trimmed(from_start=True)
+        self._reasoning = _Trimmed(from_start=True)
         self._steps = self._read()
 
     @property
@@ -65,23 +67,27 @@ class AnswerParser:
 
     def _news(self) -> Parsed:
         next(self._steps, None)
-        return Parsed(self._text.take(), self._thoughts.take(), self._calls.take())
+        return Parsed(self._text.take(), self._reasoning.take(), self._calls.take())
 
     def _read(self) -> Steps[None]:
-        if self._thinking is not None:
-            yield from self._read_thoughts(self._thinking)
-        if self._calling is not None and self._calling.bare:
-            yield from self._read_calls(self._calling, "")
-        openings = () if self._calling is None else self._calling.openings
-        while opening := (yield from self._reader.until(openings, self._say)):
-            assert self._calling is not None
-            yield from self._read_calls(self._calling, opening)
+        if self._marks is not None:
+            yield from self._read_reasoning(self._marks)
+        if self._calling is None:
+            yield from self._reader.until((), self._say)
+        else:
+            yield from self._read_text_and_calls(self._calling)
         self._text.finish()
 
-    def _read_thoughts(self, marks: Reasoning) -> Steps[None]:
-        if (yield from self._reader.one_of(marks.opening)) or self._thinks:
-            yield from self._reader.until((marks.closing,), self._think)
+    def _read_reasoning(self, marks: Reasoning) -> Steps[None]:
+        if (yield from self._reader.one_of(marks.opening)) or self._opened:
+            yield from self._reader.until((marks.closing,), self._reason)
             self._text.cut()
+
+    def _read_text_and_calls(self, calling: ToolFormat) -> Steps[None]:
+        if calling.bare:
+            yield from self._read_calls(calling, "")
+        while opening := (yield from self._reader.until(calling.openings, self._say)):
+            yield from self._read_calls(calling, opening)
 
     def _read_calls(self, calling: ToolFormat, opening: str) -> Steps[None]:
         self._reader.mark()
@@ -99,8 +105,8 @@ class AnswerParser:
         self._text.push(text)
         self._reader.mark()
 
-    def _think(self, text: str) -> None:
-        self._thoughts.push(text)
+    def _reason(self, text: str) -> None:
+        self._reasoning.push(text)
         self._reader.mark()
 
 

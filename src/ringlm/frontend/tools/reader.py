@@ -63,6 +63,11 @@ class Reader:
                 return word
             yield
 
+    def through(self, word: str, tell: Callable[[str], None]) -> Steps[None]:
+        """`until` it, or Broken at the end of the answer."""
+        if not (yield from self.until((word,), tell)):
+            raise Broken
+
     def one_of(self, *words: str) -> Steps[str]:
         """Take the longest of `words` that comes next, after any white space; "" and nothing taken if none does."""
         start = self._at

@@ -1,6 +1,6 @@
 """The dot product of bytes as this machine does it, as LLVM instructions. Knows vectors, no matrices.
 
-Eight rows of a matrix go side by side: lane i of a vector belongs to row i, and holds four codes of it. One
+ROWS rows of a matrix go side by side: lane i of a vector belongs to row i, and holds four codes of it. One
 activation of four bytes is multiplied with all of them:
 
     lane i += codes[i][0] * x[0] + … + codes[i][3] * x[3]
@@ -15,7 +15,11 @@ from typing import Any, Final, Protocol
 
 from llvmlite import binding, ir
 
-LANES: Final = 8  # rows side by side
+LANES: Final = 8  # of a vector of floats
+
+_FEATURES: Final = binding.get_host_cpu_features()
+_WIDE_VNNI: Final = bool(_FEATURES.get("avx512vnni"))
+ROWS: Final = 16 if _WIDE_VNNI else 8  # of a matrix, side by side
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
@@ -58,7 +62,7 @@ def call(b: Builder, name: str, result: Any, *arguments: Value) -> Value:
 
 def multiply_add(b: Builder, x: Value, y: Value, z: Value) -> Value:
     """x * y + z for vectors of float32, rounded once."""
-    return call(b, f"llvm.fma.v{LANES}f32", vector(F32), x, y, z)
+    return call(b, f"llvm.fma.v{x.type.count}f32", x.type, x, y, z)
 
 
 def prefetch(b: Builder, base: Value, nbytes: int) -> None:
@@ -73,7 +77,7 @@ class Dot(Protocol):
     """How a machine sums products of bytes. Begin with None, add up to eight times, then finish."""
 
     def add_unsigned(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
-        """The sum with codes 0 to 15 times x -127 to 127, both <32 x i8>, added."""
+        """The sum with codes 0 to 15 times x -127 to 127, both <ROWS * 4 x i8>, added."""
         ...
 
     def add_signed(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
@@ -81,7 +85,7 @@ class Dot(Protocol):
         ...
 
     def finish(self, b: Builder, sum: Value, unsigned: bool) -> Value:
-        """The sum as <8 x i32>."""
+        """The sum as <ROWS x i32>."""
         ...
 
 
@@ -89,16 +93,16 @@ class Portable:
     """Any machine that LLVM compiles for."""
 
     def add_unsigned(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
-        return self._add(b, sum, b.zext(codes, vector(I32, 4 * LANES)), x)
+        return self._add(b, sum, b.zext(codes, vector(I32, 4 * ROWS)), x)
 
     def add_signed(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
-        return self._add(b, sum, b.sext(codes, vector(I32, 4 * LANES)), x)
+        return self._add(b, sum, b.sext(codes, vector(I32, 4 * ROWS)), x)
 
     def _add(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
-        products = b.mul(codes, b.sext(x, vector(I32, 4 * LANES)))
+        products = b.mul(codes, b.sext(x, vector(I32, 4 * ROWS)))
         undefined = ir.Constant(products.type, ir.Undefined)
         for place in range(4):
-            lanes = ir.Constant(vector(I32), list(range(place, 4 * LANES, 4)))
+            lanes = ir.Constant(vector(I32, ROWS), list(range(place, 4 * ROWS, 4)))
             part = b.shuffle_vector(products, undefined, lanes)
             sum = part if sum is None else b.add(sum, part)
         return sum
@@ -115,7 +119,7 @@ class Avx2:
         return pairs if sum is None else b.add(sum, pairs)
 
     def add_signed(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
-        signed = call(b, "llvm.x86.avx2.psign.b", vector(I8, 4 * LANES), x, codes)
+        signed = call(b, "llvm.x86.avx2.psign.b", vector(I8, 4 * ROWS), x, codes)
         quads = self._widen(b, self._pairs(b, _absolute(b, codes), signed))
         return quads if sum is None else b.add(sum, quads)
 
@@ -123,22 +127,22 @@ class Avx2:
         return self._widen(b, sum) if unsigned else sum
 
     def _pairs(self, b: Builder, codes: Value, x: Value) -> Value:
-        return call(b, "llvm.x86.avx2.pmadd.ub.sw", vector(I16, 2 * LANES), codes, x)
+        return call(b, "llvm.x86.avx2.pmadd.ub.sw", vector(I16, 2 * ROWS), codes, x)
 
     def _widen(self, b: Builder, pairs: Value) -> Value:
-        return call(b, "llvm.x86.avx2.pmadd.wd", vector(I32), pairs, constant(I16, 1, 2 * LANES))
+        return call(b, "llvm.x86.avx2.pmadd.wd", vector(I32, ROWS), pairs, constant(I16, 1, 2 * ROWS))
 
 
 class Vnni:
     """One instruction sums four products of a lane in 32 bits."""
 
     def add_unsigned(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
-        start = constant(I32, 0) if sum is None else sum
-        words = (b.bitcast(value, vector(I32)) for value in (codes, x))
-        return call(b, "llvm.x86.avx512.vpdpbusd.256", vector(I32), start, *words)
+        start = constant(I32, 0, ROWS) if sum is None else sum
+        words = (b.bitcast(value, vector(I32, ROWS)) for value in (codes, x))
+        return call(b, f"llvm.x86.avx512.vpdpbusd.{32 * ROWS}", vector(I32, ROWS), start, *words)
 
     def add_signed(self, b: Builder, sum: Value | None, codes: Value, x: Value) -> Value:
-        signed = call(b, "llvm.x86.avx2.psign.b", vector(I8, 4 * LANES), x, codes)
+        signed = b.select(b.icmp_signed("<", codes, constant(I8, 0, 4 * ROWS)), b.neg(x), x)
         return self.add_unsigned(b, sum, _absolute(b, codes), signed)
 
     def finish(self, b: Builder, sum: Value, unsigned: bool) -> Value:
@@ -147,12 +151,11 @@ class Vnni:
 
 def _absolute(b: Builder, codes: Value) -> Value:
     """128 for -128: the result is unsigned."""
-    return call(b, f"llvm.abs.v{4 * LANES}i8", vector(I8, 4 * LANES), codes, ir.Constant(ir.IntType(1), 0))
+    return call(b, f"llvm.abs.v{4 * ROWS}i8", vector(I8, 4 * ROWS), codes, ir.Constant(ir.IntType(1), 0))
 
 
 def dot_of_host() -> Dot:
     """The fastest that this machine has."""
-    features = binding.get_host_cpu_features()
-    if (features.get("avx512vnni") and features.get("avx512vl")) or features.get("avxvnni"):
+    if _WIDE_VNNI or _FEATURES.get("avxvnni"):
         return Vnni()
-    return Avx2() if features.get("avx2") else Portable()
+    return Avx2() if _FEATURES.get("avx2") else Portable()

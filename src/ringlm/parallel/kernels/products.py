@@ -1,7 +1,7 @@
 """Matrices in blocks of 32 codes times activations: tiles in registers, and the loops around them.
 
-A matrix is held eight rows at a time (`Segment` in parallel/packed.py), so that one load brings four codes of each
-of eight rows. Activations are rounded to 8 bits by blocks of 32, each with its own scale, as llama.cpp does (its
+A matrix is held ROWS rows at a time (`Segment` in parallel/packed.py), so that one load brings four codes of each
+of them. Activations are rounded to 8 bits by blocks of 32, each with its own scale, as llama.cpp does (its
 Q8_0): the products are then sums of bytes, which a CPU does several times faster than it multiplies floats.
 
     weight = scale * code + minimum        x = x_scale * x_code
@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ringlm.parallel.kernels import instructions as at
-from ringlm.parallel.kernels.instructions import F16, F32, I8, I64, LANES, constant, load, spread, vector
+from ringlm.parallel.kernels.instructions import F16, F32, I8, I64, ROWS, constant, load, spread, vector
 from ringlm.parallel.kernels.rows import BLOCK, gate_multiply, rms_norm, round_activations, words
 
 TOKENS: Final = 4  # in a tile of registers
@@ -37,7 +37,7 @@ _dot = at.dot_of_host()
 
 @intrinsic(prefer_literal=True)
 def _tile(typing, form, tokens, codes, scales, minimums, x_codes, x_scales, x_sums, out, blocks, out_stride):
-    """Eight rows times `tokens` activations, to out[token * out_stride: + 8]. All arguments are integers, pointers
+    """ROWS rows times `tokens` activations, to out[token * out_stride: + ROWS]. All arguments are integers, pointers
     included; `form` and `tokens` are literals."""
     bits, has_minimum = FORMS[form.literal_value]
     count: int = tokens.literal_value
@@ -58,26 +58,28 @@ def _tile(typing, form, tokens, codes, scales, minimums, x_codes, x_scales, x_su
         x_rows = [row(x_codes, token, b.mul(blocks, ir.Constant(I64, BLOCK))) for token in every]
         scale_rows = [row(x_scales, token, blocks) for token in every]
         sum_rows = [row(x_sums, token, blocks) for token in every]
-        totals = [cgutils.alloca_once_value(b, constant(F32, 0.0)) for _ in every]
+        totals = [cgutils.alloca_once_value(b, constant(F32, 0.0, ROWS)) for _ in every]
         with cgutils.for_range(b, blocks) as loop:
             block = loop.index
             dots = _block(b, bits, codes, x_rows, block)
-            scale = b.fpext(load(b, scales, b.mul(block, ir.Constant(I64, LANES)), vector(F16)), vector(F32))
+            scale = b.fpext(load(b, scales, b.mul(block, ir.Constant(I64, ROWS)), vector(F16, ROWS)), vector(F32, ROWS))
             minimum = None
             if has_minimum:
-                minimum = b.fpext(load(b, minimums, b.mul(block, ir.Constant(I64, LANES)), vector(F16)), vector(F32))
+                minimum = b.fpext(
+                    load(b, minimums, b.mul(block, ir.Constant(I64, ROWS)), vector(F16, ROWS)), vector(F32, ROWS)
+                )
             for token in every:
-                dot = b.sitofp(dots[token], vector(F32))
-                x_scale = spread(b, load(b, scale_rows[token], block, F32))
+                dot = b.sitofp(dots[token], vector(F32, ROWS))
+                x_scale = spread(b, load(b, scale_rows[token], block, F32), ROWS)
                 total = b.load(totals[token])
                 if minimum is not None or bits == 4:
-                    x_sum = spread(b, load(b, sum_rows[token], block, F32))
-                    offset = b.fmul(scale, constant(F32, -8.0)) if minimum is None else minimum
+                    x_sum = spread(b, load(b, sum_rows[token], block, F32), ROWS)
+                    offset = b.fmul(scale, constant(F32, -8.0, ROWS)) if minimum is None else minimum
                     total = at.multiply_add(b, offset, x_sum, total)
                 total = at.multiply_add(b, dot, b.fmul(scale, x_scale), total)
                 b.store(total, totals[token])
         for token in every:
-            place = b.bitcast(row(out, token, out_stride), vector(F32).as_pointer())
+            place = b.bitcast(row(out, token, out_stride), vector(F32, ROWS).as_pointer())
             b.store(b.load(totals[token]), place).align = 4
         return context.get_dummy_value()
 
@@ -85,26 +87,26 @@ def _tile(typing, form, tokens, codes, scales, minimums, x_codes, x_scales, x_su
 
 
 def _block(b: at.Builder, bits: int, codes: at.Value, x_rows: list[at.Value], block: at.Value) -> list[at.Value]:
-    """For each token the sums of products over one block of 32 columns, <8 x i32>."""
+    """For each token the sums of products over one block of 32 columns, <ROWS x i32>."""
     chunks = BLOCK * bits // 32  # of 4 bytes a row
-    base = b.gep(codes, [b.mul(block, ir.Constant(I64, chunks * 4 * LANES))])
+    base = b.gep(codes, [b.mul(block, ir.Constant(I64, chunks * 4 * ROWS))])
     first = b.mul(block, ir.Constant(I64, BLOCK))
     sums: list[at.Value | None] = [None] * len(x_rows)
     add = _dot.add_unsigned if bits == 4 else _dot.add_signed
     for chunk in range(chunks):
-        place = chunk * 4 * LANES
+        place = chunk * 4 * ROWS
         if place % _LINE_BYTES == 0:
             at.prefetch(b, base, place + _AHEAD_BYTES)
-        raw = load(b, base, ir.Constant(I64, place), vector(I8, 4 * LANES))
+        raw = load(b, base, ir.Constant(I64, place), vector(I8, 4 * ROWS))
         parts = [(raw, 4 * chunk)]
         if bits == 4:  # elements 0 to 15 of a block in the low halves of its bytes, 16 to 31 in the high ones
-            low = b.and_(raw, constant(I8, 15, 4 * LANES))
-            high = b.lshr(raw, constant(I8, 4, 4 * LANES))
+            low = b.and_(raw, constant(I8, 15, 4 * ROWS))
+            high = b.lshr(raw, constant(I8, 4, 4 * ROWS))
             parts = [(low, 4 * chunk), (high, 16 + 4 * chunk)]
         for token, x_row in enumerate(x_rows):
             for part, offset in parts:
                 word = load(b, x_row, b.add(first, ir.Constant(I64, offset)), at.I32)
-                x = b.bitcast(spread(b, word), vector(I8, 4 * LANES))
+                x = b.bitcast(spread(b, word, ROWS), vector(I8, 4 * ROWS))
                 sums[token] = add(b, sums[token], part, x)
     return [_dot.finish(b, total, bits == 4) for total in sums]
 
@@ -112,14 +114,14 @@ def _block(b: at.Builder, bits: int, codes: at.Value, x_rows: list[at.Value], bl
 def _compile(form: int) -> Any:
     """The product of a matrix packed in form `form`, compiled when first called and kept on disk.
 
-    Row blocks `first` to `last`, of LANES rows each, of the matrix times rounded activations, to float32 out
+    Row blocks `first` to `last`, of ROWS rows each, of the matrix times rounded activations, to float32 out
     (tokens, stride). All arguments are integers, pointers included.
     """
-    bytes_of_block = LANES * BLOCK * FORMS[form][0] // 8
+    bytes_of_block = ROWS * BLOCK * FORMS[form][0] // 8
 
     @njit(cache=True, nogil=True)
     def product(codes, scales, minimums, x_codes, x_scales, x_sums, out, first, last, blocks, tokens, stride):
-        codes_step, scales_step = blocks * bytes_of_block, blocks * LANES * 2
+        codes_step, scales_step = blocks * bytes_of_block, blocks * ROWS * 2
         for top in range(first, last, _PANEL):
             bottom = min(top + _PANEL, last)
             token = 0
@@ -132,7 +134,7 @@ def _compile(form: int) -> Any:
                 left = tokens - token
                 for n in range(top, bottom):
                     c, s, m = codes + n * codes_step, scales + n * scales_step, minimums + n * scales_step
-                    place = out + (token * stride + n * LANES) * 4
+                    place = out + (token * stride + n * ROWS) * 4
                     if left >= 4:
                         _tile(form, 4, c, s, m, xc, xs, xt, place, blocks, stride)
                     elif left >= 2:
@@ -204,7 +206,7 @@ def linear(plan, x, x_stride, tokens, eps, work, out):
 
     `plan` has int64 words: kind (PLAIN, NORM or a gate), columns, lead (columns of the first block that lie before the
     matrix), blocks, elements from one token's result to the next, the norm's weight, the number of segments; then for
-    each segment of rows its form, codes, scales, minimums, rows, and blocks of LANES rows. Addresses are integers;
+    each segment of rows its form, codes, scales, minimums, rows, and blocks of ROWS rows. Addresses are integers;
     `work` has room for `work_bytes`.
     """
     codes, scales, sums = prepare(plan, x, x_stride, tokens, eps, work)

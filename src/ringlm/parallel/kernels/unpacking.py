@@ -12,7 +12,7 @@ from numba import carray, njit, prange, types
 from numba.extending import intrinsic
 
 from ringlm.parallel.kernels import instructions as at
-from ringlm.parallel.kernels.instructions import F16, F32, I8, I16, I32, I64, LANES, constant, load, spread, vector
+from ringlm.parallel.kernels.instructions import F16, F32, I8, I16, I32, I64, ROWS, constant, load, spread, vector
 from ringlm.parallel.kernels.products import FORMS
 from ringlm.parallel.kernels.rows import BLOCK, floats, words
 
@@ -21,7 +21,7 @@ _HALF: Final = BLOCK // 2  # elements that are unpacked together
 
 @intrinsic(prefer_literal=True)
 def _unpack_block(typing, form, codes, scales, minimums, out, stride):
-    """One block of LANES rows to bfloat16 at `out`, whose rows are `stride` elements apart. All arguments are integers,
+    """One block of ROWS rows to bfloat16 at `out`, whose rows are `stride` elements apart. All arguments are integers,
     pointers included; `form` is a literal."""
     bits, has_minimum = FORMS[form.literal_value]
     signature = types.void(form, *[types.intp] * 5)
@@ -31,7 +31,7 @@ def _unpack_block(typing, form, codes, scales, minimums, out, stride):
             b.inttoptr(value, kind.as_pointer())
             for value, kind in zip(arguments[1:5], (I8, F16, F16, I16), strict=True)
         )
-        for lane in range(LANES):
+        for lane in range(ROWS):
             place = ir.Constant(I64, lane)
             scale = b.fpext(load(b, scales, place, F16), F32)
             if has_minimum:
@@ -40,7 +40,7 @@ def _unpack_block(typing, form, codes, scales, minimums, out, stride):
                 minimum = b.fmul(scale, ir.Constant(F32, -8.0 if bits == 4 else 0.0))
             row = b.gep(out, [b.mul(arguments[5], place)])
             for half, values in enumerate(_halves(b, codes, lane, bits)):
-                exact = _multiply_add(b, values, spread(b, scale, _HALF), spread(b, minimum, _HALF))
+                exact = at.multiply_add(b, values, spread(b, scale, _HALF), spread(b, minimum, _HALF))
                 target = b.bitcast(b.gep(row, [ir.Constant(I64, half * _HALF)]), vector(I16, _HALF).as_pointer())
                 b.store(_to_bfloat16(b, exact), target).align = 2
         return context.get_dummy_value()
@@ -50,7 +50,7 @@ def _unpack_block(typing, form, codes, scales, minimums, out, stride):
 
 def _halves(b: at.Builder, codes: at.Value, lane: int, bits: int) -> list[at.Value]:
     """A row's 32 codes as float32, 16 at a time."""
-    words = [load(b, codes, ir.Constant(I64, (chunk * LANES + lane) * 4), I32) for chunk in range(bits)]
+    words = [load(b, codes, ir.Constant(I64, (chunk * ROWS + lane) * 4), I32) for chunk in range(bits)]
     fours = [_join(b, words[first : first + 4]) for first in range(0, bits, 4)]
     if bits == 8:
         return [b.sitofp(b.sext(part, vector(I32, _HALF)), vector(F32, _HALF)) for part in fours]
@@ -67,10 +67,6 @@ def _join(b: at.Builder, words: list[at.Value]) -> at.Value:
     return b.bitcast(joined, vector(I8, _HALF))
 
 
-def _multiply_add(b: at.Builder, x: at.Value, y: at.Value, z: at.Value) -> at.Value:
-    return at.call(b, f"llvm.fma.v{_HALF}f32", vector(F32, _HALF), x, y, z)
-
-
 def _to_bfloat16(b: at.Builder, values: at.Value) -> at.Value:
     """The upper halves of float32, to the nearest, ties to even; llvmlite has no such type. Finite values only."""
     words = b.bitcast(values, vector(I32, _HALF))
@@ -81,7 +77,7 @@ def _to_bfloat16(b: at.Builder, values: at.Value) -> at.Value:
 
 def _compile(form: int) -> Any:
     """Unpacks row blocks `first` to `last` of a segment of form `form`, compiled when first called and kept on disk."""
-    code_bytes = LANES * BLOCK * FORMS[form][0] // 8
+    code_bytes = ROWS * BLOCK * FORMS[form][0] // 8
 
     @njit(cache=True, nogil=True)
     def unpack(codes, scales, minimums, out, first, last, blocks):
@@ -91,9 +87,9 @@ def _compile(form: int) -> Any:
                 _unpack_block(
                     form,
                     codes + place * code_bytes,
-                    scales + place * LANES * 2,
-                    minimums + place * LANES * 2,
-                    out + ((n - first) * LANES * blocks + block) * BLOCK * 2,
+                    scales + place * ROWS * 2,
+                    minimums + place * ROWS * 2,
+                    out + ((n - first) * ROWS * blocks + block) * BLOCK * 2,
                     blocks * BLOCK,
                 )
 
@@ -105,7 +101,7 @@ _unpack_0, _unpack_1, _unpack_2, _unpack_3 = (_compile(form) for form in range(l
 
 @njit(cache=True, nogil=True)
 def unpack(form, codes, scales, minimums, out, first, last, blocks):
-    """Blocks `first` to `last` of LANES rows, to bfloat16 (rows, blocks * 32) at `out`. All arguments are integers,
+    """Blocks `first` to `last` of ROWS rows, to bfloat16 (rows, blocks * 32) at `out`. All arguments are integers,
     addresses included."""
     if form == 0:
         _unpack_0(codes, scales, minimums, out, first, last, blocks)
@@ -123,7 +119,7 @@ def unpack_by_threads(threads, form, codes, scales, minimums, out, first, last, 
     count = last - first
     for part in prange(threads):
         start, stop = first + count * part // threads, first + count * (part + 1) // threads
-        place = out + (start - first) * LANES * blocks * BLOCK * 2
+        place = out + (start - first) * ROWS * blocks * BLOCK * 2
         unpack(form, codes, scales, minimums, place, start, stop, blocks)
 
 
@@ -153,15 +149,15 @@ def unpack_rows(bits, codes, scales, minimums, indices, count, first, rows, bloc
         row = wanted[index] - first
         if not 0 <= row < rows:
             continue
-        lane = row % LANES
+        lane = row % ROWS
         for block in range(blocks):
-            place = row // LANES * blocks + block
-            scale = _half(scales + (place * LANES + lane) * 2)
+            place = row // ROWS * blocks + block
+            scale = _half(scales + (place * ROWS + lane) * 2)
             minimum = scale * np.float32(-8 if bits == 4 else 0)
             if minimums:
-                minimum = _half(minimums + (place * LANES + lane) * 2)
+                minimum = _half(minimums + (place * ROWS + lane) * 2)
             for chunk in range(bits):
-                word = carray(_codes(codes + ((place * bits + chunk) * LANES + lane) * 4), (4,))
+                word = carray(_codes(codes + ((place * bits + chunk) * ROWS + lane) * 4), (4,))
                 for byte in range(4):
                     column = block * BLOCK + chunk * 4 + byte
                     if bits == 4:
