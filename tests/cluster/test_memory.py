@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -19,6 +17,7 @@ from ringlm.parallel.communicator import Communicator
 from ringlm.weights import open_model
 from tests.cluster.rings import process_ring
 from tests.parallel.local import run_ranks
+from tests.tiny import save_llama
 
 GB = 10**9
 RANKS = [Holding(4 * GB, GB // 2), Holding(2 * GB, GB // 4)]
@@ -98,14 +97,12 @@ def test_rank_0_leads_where_hardware_differs(tiny_llama: Path, others: str, led:
     assert run_ranks(3, rank) == [led] * 3
 
 
-def test_a_ring_that_does_not_fit_is_refused_before_it_loads(tiny_llama: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "patient"
-    shutil.copytree(tiny_llama, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 10**10}))
+def test_a_ring_that_does_not_fit_is_refused_before_it_loads(tmp_path: Path) -> None:
+    patient = {"max_position_embeddings": 1 << 24, "head_dim": 64, "num_key_value_heads": 9, "num_hidden_layers": 12}
+    folder = save_llama(tmp_path / "patient", **patient)
     with (
         pytest.raises(ConfigError, match="ranks 0 and 1 share their memory and need"),
-        process_ring(str(folder), 2, tmp_path, settings=Settings(context=10**10)) as ring,
+        process_ring(str(folder), 2, tmp_path, settings=Settings(context=1 << 24)) as ring,
     ):
         pytest.fail(f"{ring} has loaded")
 
