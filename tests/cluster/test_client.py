@@ -122,6 +122,7 @@ def test_the_figures_come_while_it_works_and_after(client: EngineClient) -> None
     assert after.prompt_tokens - before.prompt_tokens == 4
     assert 400 <= after.steps - before.steps <= 402
     assert 0.0 < after.ring_s < after.step_s
+    assert 0.0 < after.forward_s < after.step_s
     ((link,), (earlier,)) = after.links, before.links
     assert link.rank == 1
     assert link.sent_bytes - earlier.sent_bytes > 400 * 36 * 4  # the residual's size in float32, at least once a step

@@ -17,7 +17,7 @@ from ringlm.frontend.metrics import Metrics
 ROOT = Path(__file__).parents[2]
 STATS = Stats(
     running=3, waiting=2, blocks=100, blocks_in_use=40, blocks_cached=10, steps=7, prompt_tokens=500,
-    cached_tokens=200, generated_tokens=60, preemptions=1, step_s=2.5, ring_s=0.5,
+    cached_tokens=200, generated_tokens=60, preemptions=1, step_s=2.5, ring_s=0.5, forward_s=2.25,
     links=[LinkStats(1, 1000, 2000, 0.001), LinkStats(2, 10, 20)],
 )  # fmt: skip
 
@@ -91,6 +91,7 @@ def test_the_engines_figures_are_shown_as_they_are(metrics: Metrics) -> None:
         "ringlm_cache_blocks_in_use": 40, "ringlm_cache_blocks_cached": 10, "ringlm_steps_total": 7,
         "ringlm_prompt_tokens_total": 500, "ringlm_cached_tokens_total": 200, "ringlm_generated_tokens_total": 60,
         "ringlm_preemptions_total": 1, "ringlm_step_seconds_total": 2.5, "ringlm_ring_seconds_total": 0.5,
+        "ringlm_forward_seconds_total": 2.25,
         "ringlm_link_bytes_total,sent,1": 1000, "ringlm_link_bytes_total,received,1": 2000,
         "ringlm_link_bytes_total,sent,2": 10, "ringlm_link_round_trip_seconds,1": 0.001,
     }  # fmt: skip

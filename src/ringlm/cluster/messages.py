@@ -117,7 +117,8 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     generated_tokens: int
     preemptions: int
     step_s: float  # within steps, the ring's time included
-    ring_s: float  # within collectives
+    ring_s: float  # of it, within collectives
+    forward_s: float  # of it, within forward passes, their collectives included
     links: list[LinkStats]
 
 

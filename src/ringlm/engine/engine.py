@@ -49,6 +49,7 @@ class Engine:
             max_waiting=max_waiting,
             epoch=epoch,
         )
+        self._forward_s = 0.0
         self._stopped = False
 
     @property
@@ -79,7 +80,9 @@ class Engine:
         if work is None:
             return []
         self._tell(work.message)  # daemons wait in this same broadcast
+        begun = time.perf_counter()
         logits, states = self.runner.run(work.message, work.rows)
+        self._forward_s += time.perf_counter() - begun
         return self.scheduler.commit(work, sample(logits, work.sampled), embed(states, work.embedded))
 
     def stop(self) -> None:
@@ -93,4 +96,4 @@ class Engine:
             self.comm.broadcast_bytes(encode(message))
 
     def _clock(self) -> Moment:
-        return Moment(time.perf_counter(), getattr(self.comm, "seconds", 0.0))
+        return Moment(time.perf_counter(), getattr(self.comm, "seconds", 0.0), self._forward_s)

@@ -49,7 +49,8 @@ class Figures(NamedTuple):
     generated_tokens: int
     preemptions: int
     step_s: float  # within steps, the ring's time included
-    ring_s: float  # within collectives
+    ring_s: float  # of it, within collectives
+    forward_s: float  # of it, within forward passes, their collectives included
 
 
 class Scheduler:
@@ -84,7 +85,7 @@ class Scheduler:
         self._running: list[Sequence] = []  # in order of admission
         self._by_id: dict[int, Sequence] = {}
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._preemptions = 0
-        self._step_s = self._ring_s = 0.0
+        self._step_s = self._ring_s = self._forward_s = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -106,6 +107,7 @@ class Scheduler:
             preemptions=self._preemptions,
             step_s=self._step_s,
             ring_s=self._ring_s,
+            forward_s=self._forward_s,
         )
 
     def add(self, sequence: Sequence) -> None:
@@ -163,6 +165,7 @@ class Scheduler:
         now = self._clock()
         self._step_s += now.wall_s - work.begun.wall_s
         self._ring_s += now.ring_s - work.begun.ring_s
+        self._forward_s += now.forward_s - work.begun.forward_s
         lengths = [len(part.tokens) for part in work.message.sequences]
         if 1 in lengths:
             self._pace.observe(now.wall_s - work.begun.wall_s, sum(length for length in lengths if length > 1))

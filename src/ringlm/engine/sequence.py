@@ -22,10 +22,11 @@ class Limits(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """A reading of the clock: seconds since some start, in all and within collectives."""
+    """A reading of the clock: seconds since some start, in all, within collectives and within forward passes."""
 
     wall_s: float
     ring_s: float
+    forward_s: float = 0.0
 
 
 Clock = Callable[[], Moment]

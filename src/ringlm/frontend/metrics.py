@@ -138,6 +138,9 @@ class _Engine(Collector):
         yield CounterMetricFamily("ringlm_steps", "Steps of the engine.", stats.steps)
         yield CounterMetricFamily("ringlm_step_seconds", "Time within steps.", stats.step_s)
         yield CounterMetricFamily("ringlm_ring_seconds", "Time of steps within collectives, on rank 0.", stats.ring_s)
+        yield CounterMetricFamily(
+            "ringlm_forward_seconds", "Time of steps within forward passes, on rank 0.", stats.forward_s
+        )
         nbytes = CounterMetricFamily(
             "ringlm_link_bytes", "Payload between rank 0 and another rank.", labels=["rank", "direction"]
         )

@@ -17,7 +17,7 @@ from tests.frontend.server.conftest import HI, Served
 
 def stats(generated: int = 0) -> Stats:
     links = [LinkStats(1, 1000, 2000, 0.0002)]
-    return Stats(1, 2, 100, 30, 20, 7, 500, 60, generated, 3, 1.5, 0.25, links)
+    return Stats(1, 2, 100, 30, 20, 7, 500, 60, generated, 3, 1.5, 0.25, 1.25, links)
 
 
 def test_models(served: Served) -> None:
@@ -57,7 +57,7 @@ def test_the_ring(served: Served, engine: FakeEngine) -> None:
     }
     assert 0 < busy["tokens_per_s"] <= 10 / 0.05
     assert busy["cache"] == {"blocks": 100, "in_use": 30, "cached": 20}
-    assert busy["steps"] == {"count": 7, "seconds": 1.5, "ring_s": 0.25}
+    assert busy["steps"] == {"count": 7, "seconds": 1.5, "ring_s": 0.25, "forward_s": 1.25}
     assert (busy["running"], busy["waiting"], busy["preemptions"]) == (1, 2, 3)
 
 

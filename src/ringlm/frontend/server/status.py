@@ -57,11 +57,13 @@ class Cache(msgspec.Struct, kw_only=True):
 
 
 class Steps(msgspec.Struct, kw_only=True):
-    """The engine's steps since its start, and where their time went: `ring_s` of `seconds` in collectives."""
+    """The engine's steps since its start, and where their time went: of `seconds`, `ring_s` in collectives, and
+    `forward_s` in forward passes, their collectives included."""
 
     count: int
     seconds: float
     ring_s: float
+    forward_s: float
 
 
 class RingReport(msgspec.Struct, kw_only=True):
@@ -135,7 +137,7 @@ async def ring(request: Request, service: Service) -> Response:
     if stats is not None:
         report.running, report.waiting, report.preemptions = stats.running, stats.waiting, stats.preemptions
         report.cache = Cache(blocks=stats.blocks, in_use=stats.blocks_in_use, cached=stats.blocks_cached)
-        report.steps = Steps(count=stats.steps, seconds=stats.step_s, ring_s=stats.ring_s)
+        report.steps = Steps(count=stats.steps, seconds=stats.step_s, ring_s=stats.ring_s, forward_s=stats.forward_s)
     return encoded(report)
 
 
