@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ringlm.cluster.client import EngineClient
-from ringlm.cluster.messages import Output
+from ringlm.cluster.messages import Embedding, Output
 from ringlm.cluster.settings import Settings
 from ringlm.cluster.spec import EngineSpec
 from ringlm.engine.request import SamplingParams, StopReason
@@ -129,3 +130,20 @@ def test_the_figures_come_while_it_works_and_after(client: EngineClient) -> None
     assert link.received_bytes > earlier.received_bytes
     assert link.round_trip_s is not None
     assert 0.0 < link.round_trip_s < 5.0
+
+
+def test_vectors_come_beside_answers(client: EngineClient) -> None:
+    answer, vector = client.submit([1, 5, 9], GREEDY), client.embed([1, 5, 9])
+    found, ended = None, None
+    while found is None or ended is None:
+        event = client.next_event(30.0)
+        if isinstance(event, Embedding) and event.id == vector:
+            found = array("f", event.vector)
+        elif isinstance(event, Output) and event.id == answer and event.finish_reason is not None:
+            ended = event
+    assert len(found) == 36
+    assert sum(value * value for value in found) == pytest.approx(1.0)
+    client.embed([1, 10_000])
+    refused = client.next_event(30.0)
+    assert isinstance(refused, Output)
+    assert "10000" in str(refused.error).replace(",", "")
