@@ -14,9 +14,10 @@ from ringlm.engine.follower import follow
 from ringlm.engine.request import SamplingParams, StopReason
 from ringlm.engine.runner import Runner
 from ringlm.errors import RequestError
+from ringlm.models.sizes import BLOCK
 from ringlm.parallel.communicator import Communicator
 from ringlm.weights import open_model
-from tests.engine.fake import CONTEXT, World, free_blocks, vector_after
+from tests.engine.fake import CONTEXT, World, blocks_in_use, vector_after
 from tests.engine.test_engine import GREEDY, greedy
 from tests.models.reference import load, prompt, save
 from tests.parallel.local import run_ranks
@@ -44,7 +45,7 @@ def test_vectors_and_answers_in_the_same_steps(world_size: int, token_budget: in
                 else:
                     assert news.id == 0
                     tokens += news.tokens
-        assert free_blocks(world.engine) == 3
+        assert blocks_in_use(world.engine) == 0
     assert tokens == greedy([3, 1, 4], 6)
     assert set(vectors) == set(texts)
     for id, text in texts.items():
@@ -65,7 +66,7 @@ def test_a_state_that_is_not_finite_ends_its_request_alone() -> None:
         world.engine.embed(0, [1, 22])
         world.engine.embed(1, [1, 2])
         bad, good = world.engine.step()
-        assert free_blocks(world.engine) == 3
+        assert blocks_in_use(world.engine) == 0
     assert bad.error is not None
     assert "last hidden state of request 0 is of length nan" in bad.error
     assert isinstance(good, Vector)
@@ -100,11 +101,11 @@ def test_vectors_are_transformers(model: tuple[Path, list[np.ndarray]], world_si
 
     def rank(comm: Communicator) -> dict[int, np.ndarray]:
         part = load(files, comm)
-        runner = Runner(part, part.new_cache(3), comm)
+        runner = Runner(part, part.new_cache(part.config.context // BLOCK), comm)
         if comm.rank > 0:
             follow(runner, comm)
             return {}
-        engine = Engine(runner, comm, token_budget=token_budget)
+        engine = Engine(runner, comm, max_seqs=3, token_budget=token_budget)
         engine.submit(9, prompt(8), SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True))
         for id, text in enumerate(TEXTS):
             engine.embed(id, text)
