@@ -14,6 +14,7 @@ from ringlm.engine.follower import follow
 from ringlm.engine.request import SamplingParams, StopReason
 from ringlm.engine.runner import Runner
 from ringlm.errors import RequestError
+from ringlm.models.sizes import BLOCK
 from ringlm.parallel.communicator import Communicator
 from ringlm.weights import open_model
 from tests.engine.fake import CONTEXT, World, blocks_in_use, vector_after
@@ -100,11 +101,11 @@ def test_vectors_are_transformers(model: tuple[Path, list[np.ndarray]], world_si
 
     def rank(comm: Communicator) -> dict[int, np.ndarray]:
         part = load(files, comm)
-        runner = Runner(part, part.new_cache(16), comm)
+        runner = Runner(part, part.new_cache(part.config.context // BLOCK), comm)
         if comm.rank > 0:
             follow(runner, comm)
             return {}
-        engine = Engine(runner, comm, max_seqs=4, token_budget=token_budget)
+        engine = Engine(runner, comm, max_seqs=3, token_budget=token_budget)
         engine.submit(9, prompt(8), SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True))
         for id, text in enumerate(TEXTS):
             engine.embed(id, text)
