@@ -57,7 +57,7 @@ def logits(files: ModelFiles, comm: Communicator, tokens: Sequence[int], device:
     loaded = load_model(
         files, plan, comm.rank, comm, device=torch.device(device), context=len(tokens) + 8, **options
     )  # fmt: skip
-    cache, parts, first = loaded.new_cache(1), [], 0
+    cache, parts, first = loaded.new_cache(1, len(tokens)), [], 0
     for length in [len(tokens) - _SINGLES, *[1] * _SINGLES]:
         batch = Batch.of([(tokens[first : first + length], first, [0])], list(range(length)), loaded.device)
         pieces = comm.gather(loaded.forward(batch, cache).contiguous())

@@ -83,7 +83,7 @@ def smollm2(folder: Path, weights: Sequence[str]) -> Iterator[tuple[str, Tokeniz
         ours = load_model(files, plan, 0, comm, bits=BITS[form], **options)
 
         def logits(ids: Sequence[int], ours: Any = ours) -> Tensor:
-            found: Tensor = ours.forward(Batch.of([(ids, 0, [0])], range(len(ids))), ours.new_cache(1))
+            found: Tensor = ours.forward(Batch.of([(ids, 0, [0])], range(len(ids))), ours.new_cache(1, len(ids)))
             return found
 
         yield form, tokenizer, logits

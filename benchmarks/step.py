@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Part], float]:
         files, plan, options.rank, comm, device=torch.device("cpu"), dtype=dtype, context=options.position + 128,
         bits=BITS[options.quant],
     )  # fmt: skip
-    cache = model.new_cache(1)
+    cache = model.new_cache(1, options.position + 1)
     model.forward(Batch.of([(list(range(options.position)), 0, [0])], []), cache)
     piece = ([5], options.position, [0])
     batch = Batch.of([piece], [0])

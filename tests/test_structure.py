@@ -21,7 +21,7 @@ BELOW = {
     "parallel": set(),
     "ring": set(),
 }
-ANYWHERE = {"errors", "paths"}
+ANYWHERE = {"errors", "logs", "paths"}
 
 
 def imports(path: Path) -> set[str]:

@@ -15,17 +15,19 @@ if TYPE_CHECKING:
     from ringlm.engine.request import SamplingParams, StopReason
     from ringlm.errors import RingLMError
     from ringlm.frontend.api import LLM
+    from ringlm.frontend.async_api import AsyncLLM
     from ringlm.ring.config import RingConfig
 
 _HOMES = {
     "LLM": "ringlm.frontend.api",
+    "AsyncLLM": "ringlm.frontend.async_api",
     "SamplingParams": "ringlm.engine.request",
     "StopReason": "ringlm.engine.request",
     "RingConfig": "ringlm.ring.config",
     "RingLMError": "ringlm.errors",
 }
 
-__all__ = ["LLM", "SamplingParams", "RingConfig", "StopReason", "RingLMError", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "SamplingParams", "RingConfig", "StopReason", "RingLMError", "__version__"]
 
 
 def __getattr__(name: str) -> object:

@@ -4,6 +4,7 @@
     ├── ConfigError              a setting is missing, wrong, or contradicts another
     ├── ModelError               a model's files are missing, damaged or not understood
     ├── RequestError             a request asks for what cannot be done
+    │   └── QueueFullError       too many wait before it
     └── RingError                something between the ranks went wrong
         ├── ConnectError         the ring could not be formed
         ├── AuthenticationError  a peer does not hold the same secret
@@ -44,6 +45,10 @@ class RequestError(RingLMError):
     exit_status = 2
 
 
+class QueueFullError(RequestError):
+    """As many requests wait as may; the same one may do later."""
+
+
 class RingError(RingLMError):
     """Something between the ranks went wrong."""
 
@@ -76,3 +81,10 @@ class CollectiveTimeoutError(PeerError):
 
 class DesyncError(PeerError):
     """Ranks called different collectives, or the same one with different sizes or dtypes."""
+
+
+def unforeseen(what: str, error: Exception) -> RingLMError:
+    """The error that ends `what` because of a bug, for those who wait elsewhere; `error` is its cause."""
+    known = RingLMError(f"{what} has ended by a mistake of ringlm's own: {type(error).__name__}: {error}")
+    known.__cause__ = error
+    return known

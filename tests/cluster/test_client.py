@@ -107,3 +107,24 @@ def test_close_ends_every_process(tiny_llama: Path) -> None:
     assert [process.poll() for process in client._processes] == [0, 0]
     with pytest.raises(RingError, match="closed"):
         client.submit([1], GREEDY)
+
+
+def test_the_figures_come_while_it_works_and_after(client: EngineClient) -> None:
+    until_end(client, client.submit([1, 5, 9], GREEDY))
+    before = client.stats
+    assert before is not None
+    request = client.submit([1, 5, 9, 4], GREEDY.replace(max_tokens=400))
+    until_end(client, request)
+    after = client.stats
+    assert after is not None
+    assert (after.running, after.waiting, after.blocks_in_use) == (0, 0, 0)
+    assert after.generated_tokens - before.generated_tokens == 400
+    assert after.prompt_tokens - before.prompt_tokens == 4
+    assert 400 <= after.steps - before.steps <= 402
+    assert 0.0 < after.ring_s < after.step_s
+    ((link,), (earlier,)) = after.links, before.links
+    assert link.rank == 1
+    assert link.sent_bytes - earlier.sent_bytes > 400 * 36 * 4  # the residual's size in float32, at least once a step
+    assert link.received_bytes > earlier.received_bytes
+    assert link.round_trip_s is not None
+    assert 0.0 < link.round_trip_s < 5.0

@@ -9,7 +9,7 @@ import pytest
 
 from ringlm.cluster import memory
 from ringlm.cluster.agreement import Capabilities, Refused, decide_together, propose
-from ringlm.cluster.memory import Memory, fits, free_sequences, host_memory, refuse_unfit
+from ringlm.cluster.memory import Memory, fits, free_blocks, host_memory, refuse_unfit
 from ringlm.cluster.settings import Settings
 from ringlm.errors import ConfigError
 from ringlm.models.sizes import Holding
@@ -17,6 +17,7 @@ from ringlm.parallel.communicator import Communicator
 from ringlm.weights import open_model
 from tests.cluster.rings import process_ring
 from tests.parallel.local import run_ranks
+from tests.tiny import save_llama
 
 GB = 10**9
 RANKS = [Holding(4 * GB, GB // 2), Holding(2 * GB, GB // 4)]
@@ -24,11 +25,12 @@ APART = [Memory("a", 6 * GB), Memory("b", 6 * GB)]
 TOGETHER = [Memory("a", 8 * GB), Memory("a", 8 * GB)]
 
 
-def test_sequences_for_which_all_have_memory() -> None:
-    assert free_sequences(RANKS, APART) == 4
-    assert free_sequences(RANKS, TOGETHER) == 2
-    assert free_sequences(RANKS, [Memory("a", 3 * GB), APART[1]]) < 0
-    assert free_sequences([Holding(4 * GB, 0), RANKS[1]], APART) == 16  # a rank without heads
+def test_blocks_for_which_all_have_memory() -> None:
+    """A tenth of what the weights leave is for computing."""
+    assert free_blocks(RANKS, APART) == 3
+    assert free_blocks(RANKS, TOGETHER) == 2
+    assert free_blocks(RANKS, [Memory("a", 3 * GB), APART[1]]) < 0
+    assert free_blocks([Holding(4 * GB, 0), RANKS[1]], APART) == 14  # a rank without heads
 
 
 def test_each_rank_by_itself_and_those_of_a_machine_together() -> None:
@@ -39,15 +41,15 @@ def test_each_rank_by_itself_and_those_of_a_machine_together() -> None:
 
 
 def test_a_refusal_shows_the_arithmetic() -> None:
-    refuse_unfit(RANKS, APART, sequences=4, context=1000, quant="none")
+    refuse_unfit(RANKS, APART, blocks=4, quant="none")
     with pytest.raises(ConfigError) as apart:
-        refuse_unfit(RANKS, APART, sequences=5, context=1000, quant="none")
+        refuse_unfit(RANKS, APART, blocks=5, quant="none")
     assert str(apart.value) == (
-        "rank 0 needs 6.50 GB (weights 4.00 GB, cache 2.50 GB for 5 x 1,000 tokens), and 6.00 GB are free there. "
-        "Take a smaller --context or --max-seqs, --quant int4, another --split, or one more machine."
+        "rank 0 needs 6.50 GB (weights 4.00 GB, cache 2.50 GB for 320 tokens), and 6.00 GB are free there. "
+        "Take a smaller --context, --quant int4, another --split, or one more machine."
     )
     with pytest.raises(ConfigError) as together:
-        refuse_unfit(RANKS, TOGETHER, sequences=3, context=1000, quant="int4")
+        refuse_unfit(RANKS, TOGETHER, blocks=3, quant="int4")
     assert "ranks 0 and 1 share their memory and need 8.25 GB (weights 6.00 GB, cache 2.25 GB" in str(together.value)
     assert "int4" not in str(together.value)
 
@@ -56,13 +58,18 @@ def capable(rank: int, free: int, **settings: object) -> Capabilities:
     return Capabilities(rank, "cpu", ["float32"], Settings(**settings), Memory(str(rank), free))
 
 
-def test_sequences_nobody_has_asked_for_take_no_more_than_there_is(tiny_llama: Path) -> None:
+def test_a_cache_takes_no_more_than_there_is_and_holds_a_sequence_at_least(tiny_llama: Path) -> None:
     files = open_model(tiny_llama)
+
+    def blocks(free: int, **settings: int) -> int | None:
+        return propose([capable(0, GB, **settings), capable(1, free)], files).settings.blocks
+
     plenty = propose([capable(0, GB), capable(1, GB)], files)
-    assert plenty.settings.max_seqs == 8
-    three = plenty.holdings[1].total(3) + 1
-    assert propose([capable(0, GB), capable(1, three)], files).settings.max_seqs == 3
-    assert propose([capable(0, GB), capable(1, 10)], files).settings.max_seqs == 1
+    assert (plenty.settings.max_seqs, plenty.settings.blocks) == (16, 16 * 4096 // 64)
+    assert blocks(GB, max_seqs=3, context=65) == 3 * 2
+    weights, block = plenty.holdings[1]
+    assert blocks(weights + 100 * block * 10 // 9 + 10) == 100
+    assert blocks(10) == 64
 
 
 def test_all_ranks_are_refused_in_the_same_words(tiny_llama: Path) -> None:
@@ -90,11 +97,12 @@ def test_rank_0_leads_where_hardware_differs(tiny_llama: Path, others: str, led:
     assert run_ranks(3, rank) == [led] * 3
 
 
-def test_a_ring_that_does_not_fit_is_refused_before_it_loads(tiny_llama: Path, tmp_path: Path) -> None:
-    settings = Settings(max_seqs=10**9, context=100)
+def test_a_ring_that_does_not_fit_is_refused_before_it_loads(tmp_path: Path) -> None:
+    patient = {"max_position_embeddings": 1 << 24, "head_dim": 64, "num_key_value_heads": 9, "num_hidden_layers": 12}
+    folder = save_llama(tmp_path / "patient", **patient)
     with (
         pytest.raises(ConfigError, match="ranks 0 and 1 share their memory and need"),
-        process_ring(str(tiny_llama), 2, tmp_path, settings=settings) as ring,
+        process_ring(str(folder), 2, tmp_path, settings=Settings(context=1 << 24)) as ring,
     ):
         pytest.fail(f"{ring} has loaded")
 

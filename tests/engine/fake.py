@@ -26,20 +26,35 @@ from tests.parallel.local import LocalGroup
 VOCABULARY = 23
 EOS = 2
 CONTEXT = 24
+BLOCK = 4  # positions of a cache block
+SEQUENCE = CONTEXT // BLOCK  # blocks that hold any sequence
 
 
 @dataclass
 class FakeConfig:
     vocabulary: int = VOCABULARY
     eos_token_ids: tuple[int, ...] = (EOS,)
+    context: int = CONTEXT
 
 
 class FakeCache:
-    """Token ids where a real cache has keys and values."""
+    """Token ids where a real cache has keys and values, and what depends on all tokens before, as those do."""
 
-    def __init__(self, blocks: int, context: int) -> None:
-        self.blocks, self.context = blocks, context
-        self.tokens = np.full((blocks, context), -1)
+    def __init__(self, blocks: int) -> None:
+        self.blocks, self.block, self.positions = blocks, BLOCK, blocks * BLOCK
+        self.tokens = np.full(self.positions, -1)
+        self.digests = np.zeros(self.positions, np.int64)
+
+    def write(self, places: np.ndarray, start: int, tokens: np.ndarray) -> None:
+        """Write a sequence's tokens from position `start` on; what lies before must be what this sequence wrote."""
+        digest = 0
+        self.tokens[places[start:]] = tokens
+        for position, place in enumerate(places.tolist()):
+            digest = hash((digest, int(self.tokens[place])))
+            if position >= start:
+                self.digests[place] = digest
+            assert self.tokens[place] >= 0, "a position was read that was never written"
+            assert self.digests[place] == digest, "a position was written behind other tokens"
 
 
 def logits_after(tokens: Sequence[int]) -> np.ndarray:
@@ -47,6 +62,12 @@ def logits_after(tokens: Sequence[int]) -> np.ndarray:
     digest = hashlib.blake2b(np.asarray(tokens, np.int64).tobytes(), digest_size=8).digest()
     normal = np.random.default_rng(int.from_bytes(digest, "big")).standard_normal(VOCABULARY)
     return (np.round(normal * 6) / 2).astype(np.float32)
+
+
+def vector_after(tokens: Sequence[int]) -> np.ndarray:
+    """The embedding of `tokens`, as FakeModel has it."""
+    logits = logits_after(tokens)
+    return logits / np.linalg.norm(logits)
 
 
 class FakeModel:
@@ -61,23 +82,31 @@ class FakeModel:
         self.comm = comm
         self.poison = poison
         self.batches: list[Batch] = []
+        self.seen: list[np.ndarray] = []  # by row of the last batch, the tokens up to it
+
+    def forward_states(self, batch: Batch, cache: FakeCache, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """A state is the logits, so that a vector is `vector_after`'s."""
+        logits = self.forward(batch, cache)
+        return logits, torch.from_numpy(np.stack([self._logits(self.seen[row]) for row in rows]))
 
     def forward(self, batch: Batch, cache: FakeCache) -> Tensor:
         self.batches.append(batch)
         rows: list[np.ndarray] = []
         for span in batch.spans:
-            (block,) = span.blocks
+            end = span.start + span.length
             here = slice(span.offset, span.offset + span.length)
-            assert batch.positions[here].tolist() == list(range(span.start, span.start + span.length))
-            cache.tokens[block, span.start : span.start + span.length] = batch.tokens[here].numpy()
-            rows += [cache.tokens[block, : position + 1] for position in range(span.start, span.start + span.length)]
+            assert batch.positions[here].tolist() == list(range(span.start, end))
+            pages = np.array(span.blocks)
+            places = pages[np.arange(end) // BLOCK] * BLOCK + np.arange(end) % BLOCK
+            cache.write(places, span.start, batch.tokens[here].numpy())
+            rows += [cache.tokens[places[: position + 1]] for position in range(span.start, end)]
+        self.seen = rows
         wanted = [rows[row] for row in batch.wanted.tolist()]
         self._assert_in_step(rows)
         logits = np.stack([self._logits(row) for row in wanted]) if wanted else np.empty((0, VOCABULARY), np.float32)
         return torch.from_numpy(np.ascontiguousarray(logits[:, self.shard.vocabulary.slice]))
 
     def _logits(self, tokens: np.ndarray) -> np.ndarray:
-        assert (tokens >= 0).all(), "a position was read that was never written"
         logits = logits_after(tokens)
         return np.full_like(logits, np.nan) if tokens[-1] == self.poison else logits
 
@@ -101,11 +130,13 @@ class World:
         self,
         world_size: int = 1,
         *,
-        blocks: int = 3,
-        context: int = CONTEXT,
+        max_seqs: int = 3,
+        blocks: int | None = None,
+        max_waiting: int = 256,
         token_budget: int = 8,
         poison: int | None = None,
     ) -> None:
+        blocks = max_seqs * SEQUENCE if blocks is None else blocks
         self.group = LocalGroup(world_size, timeout_s=20.0)
         self.failures: list[BaseException] = []
         self.models: list[FakeModel] = []
@@ -113,8 +144,10 @@ class World:
         for comm, vocabulary in zip(self.group.ranks, VOCABULARIES[world_size], strict=True):
             model = FakeModel(comm, vocabulary, poison)
             self.models.append(model)
-            runners.append(Runner(model, FakeCache(blocks, context), comm))
-        self.engine = Engine(runners[0], self.group.ranks[0], token_budget=token_budget)
+            runners.append(Runner(model, FakeCache(blocks), comm))
+        self.engine = Engine(
+            runners[0], self.group.ranks[0], max_seqs=max_seqs, max_waiting=max_waiting, token_budget=token_budget
+        )
         self.threads = [threading.Thread(target=self._follow, args=(runner,), daemon=True) for runner in runners[1:]]
         for thread in self.threads:
             thread.start()
@@ -157,8 +190,8 @@ class World:
             self.close()
 
 
-def free_blocks(engine: Engine) -> int:
-    return engine.scheduler.allocator.free_count
+def blocks_in_use(engine: Engine) -> int:
+    return engine.figures.blocks_in_use
 
 
 def tokens_of(news: list[Delta]) -> list[int]:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from ringlm.engine.messages import StepMessage, decode
 from ringlm.engine.request import SamplingParams, StopReason
 from ringlm.errors import RequestError
-from tests.engine.fake import CONTEXT, EOS, VOCABULARY, World, alone, free_blocks, logits_after, tokens_of
+from tests.engine.fake import CONTEXT, EOS, VOCABULARY, World, alone, blocks_in_use, logits_after, tokens_of
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 SETTINGS = [
@@ -14,6 +15,9 @@ SETTINGS = [
     GREEDY.replace(temperature=2.0, seed=4, top_k=5),
     GREEDY.replace(temperature=1.5, seed=5, top_p=0.8),
     GREEDY.replace(temperature=0.7, seed=6, min_p=0.1, top_k=70),
+    GREEDY.replace(min_tokens=3, ignore_eos=False, bad_token_ids=[[5], [3, 8]], logprobs=3),
+    GREEDY.replace(repetition_penalty=1.4, frequency_penalty=0.5, logit_bias={4: 2.0, 9: -1.5}, logprobs=0),
+    GREEDY.replace(temperature=1.3, seed=7, typical_p=0.8, presence_penalty=1.0),
 ]
 
 
@@ -32,7 +36,7 @@ def test_greedy_tokens_are_the_models_at_any_world_size_and_chunk(world_size: in
         for id, prompt in enumerate(prompts):
             world.engine.submit(id, prompt, GREEDY)
         news = world.run()
-        assert free_blocks(world.engine) == 3
+        assert blocks_in_use(world.engine) == 0
     for id, prompt in enumerate(prompts):
         assert tokens_of(news[id]) == greedy(prompt, 6)
         assert news[id][-1].finish_reason is StopReason.LENGTH
@@ -40,7 +44,7 @@ def test_greedy_tokens_are_the_models_at_any_world_size_and_chunk(world_size: in
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_mixed_settings_in_one_batch_give_what_each_gives_alone(world_size: int) -> None:
-    with World(world_size, blocks=5) as world:
+    with World(world_size, max_seqs=5) as world:
         for id, params in enumerate(SETTINGS):
             world.engine.submit(id, [3, 1, 4, 1, 5], params)
         news = world.run()
@@ -48,9 +52,35 @@ def test_mixed_settings_in_one_batch_give_what_each_gives_alone(world_size: int)
         assert tokens_of(news[id]) == alone([3, 1, 4, 1, 5], params)[0]
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_logprobs_come_with_their_tokens(world_size: int) -> None:
+    prompt = [3, 1, 4]
+    with World(world_size) as world:
+        world.engine.submit(0, prompt, GREEDY.replace(logprobs=2))
+        world.engine.submit(1, prompt, GREEDY)
+        news = world.run()
+    tokens = tokens_of(news[0])
+    logprobs = [found for delta in news[0] for found in delta.logprobs]
+    assert [found.token for found in logprobs] == tokens == tokens_of(news[1])
+    for index, found in enumerate(logprobs):
+        logits = logits_after(prompt + tokens[:index]).astype(np.float64)
+        reference = logits - np.log(np.exp(logits).sum())
+        top = sorted(range(VOCABULARY), key=lambda token: (-logits[token], token))[:2]
+        assert [token for token, _ in found.top] == top
+        assert found.logprob == pytest.approx(reference[found.token], abs=1e-5)
+        assert [value for _, value in found.top] == pytest.approx(reference[top].tolist(), abs=1e-5)
+    assert not any(delta.logprobs for delta in news[1])
+
+
 @pytest.mark.parametrize(
     ("params", "collective"),
-    [(SETTINGS[0], "gather_bytes"), (SETTINGS[2], "gather_bytes"), (SETTINGS[3], "gather")],
+    [
+        (SETTINGS[0], "gather_bytes"),
+        (SETTINGS[2], "gather_bytes"),
+        (SETTINGS[3], "gather"),
+        (SETTINGS[5], "gather_bytes"),
+        (SETTINGS[6], "gather"),
+    ],
 )
 def test_what_a_step_sends(params: SamplingParams, collective: str) -> None:
     """One broadcast a step; one gather, of candidates where they suffice, and none before the prompt's end."""
@@ -108,7 +138,7 @@ def test_the_end_of_sequence_token_is_returned() -> None:
 
 def test_blocks_are_used_again_after_a_cancel() -> None:
     """What a cancelled request left in its block is not seen by the next one."""
-    with World(2, blocks=1, token_budget=4) as world:
+    with World(2, max_seqs=1, token_budget=4) as world:
         world.engine.submit(0, [4] * 11, GREEDY)
         world.engine.submit(1, [6, 7], GREEDY)
         world.engine.step()
@@ -126,7 +156,7 @@ def test_logits_that_are_not_finite_end_their_request_alone() -> None:
         world.engine.submit(0, [1, poison], GREEDY)
         world.engine.submit(1, [1, 2], GREEDY.replace(stop_token_ids=(poison,)))
         news = world.run()
-        assert free_blocks(world.engine) == 3
+        assert blocks_in_use(world.engine) == 0
     (bad,) = news[0]
     assert bad.error is not None
     assert "token 2 of request 0 is nan" in bad.error

@@ -36,18 +36,22 @@ def test_host_and_device_pick_alike(row: np.ndarray, k: int) -> None:
     assert (values == np.take_along_axis(logits.numpy(), found, axis=1)).all()
 
 
-@given(rows, st.integers(1, 50), st.lists(st.integers(0, 40), max_size=3))
-@settings(max_examples=50)
-def test_candidates_of_shards_are_those_of_the_whole(row: np.ndarray, k: int, cuts: list[int]) -> None:
+@given(rows, st.integers(1, 50), st.lists(st.integers(0, 40), max_size=3), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_candidates_of_shards_are_those_of_the_whole(row: np.ndarray, k: int, cuts: list[int], sums: bool) -> None:
     """Ranks without vocabulary rows included; over the wire and back."""
     edges = [0, *sorted(min(cut, row.size) for cut in cuts), row.size]
     logits = torch.from_numpy(np.stack([row, -row]))
     parts = []
     for rank, (start, stop) in enumerate(pairwise(edges)):
-        parts.append(unpack(pack(pick(logits[:, start:stop], k, start)), 2, rank))
-    values, ids = merge(parts, k)
+        parts.append(unpack(pack(pick(logits[:, start:stop], k, start, sums)), 2, rank, sums))
+    values, ids, log_sums = merge(parts, k)
     assert ids.tolist() == [in_order(row, k), in_order(-row, k)]
     assert (values == np.take_along_axis(logits.numpy(), ids, axis=1)).all()
+    if not sums:
+        assert log_sums is None
+    elif np.isfinite(row).all():  # a row with an infinite logit has none
+        torch.testing.assert_close(torch.from_numpy(log_sums), logits.logsumexp(dim=1))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 6])
@@ -65,8 +69,8 @@ def test_a_nan_is_not_lost(k: int, where: int, others: float) -> None:
         assert np.isnan(values[0, 0]) or values[0, 0] == np.inf
 
 
-@pytest.mark.parametrize("size", [1, 7, 9, 24])
-def test_bytes_that_are_no_candidates(size: int) -> None:
+@pytest.mark.parametrize(("size", "log_sums"), [(1, False), (7, False), (9, False), (24, False), (16, True), (4, True)])
+def test_bytes_that_are_no_candidates(size: int, log_sums: bool) -> None:
     with pytest.raises(DesyncError, match=f"rank 1 sent {size} bytes") as caught:
-        unpack(bytes(size), 2, 1)
+        unpack(bytes(size), 2, 1, log_sums)
     assert caught.value.rank == 1

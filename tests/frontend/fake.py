@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import struct
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from itertools import islice
 
-from ringlm.cluster.messages import Output, Progress, RankReport, Ready
+from ringlm.cluster.messages import Embedding, Output, Progress, RankReport, Ready, Stats
 from ringlm.cluster.spec import EngineSpec
-from ringlm.engine.request import SamplingParams, StopReason
+from ringlm.engine.request import SamplingParams, StopReason, TokenLogprob
+from ringlm.errors import RingError
 
 EOS = 2
+EMBED = 10**9  # max_tokens of what is to be embedded
 
 
 class FakeEngine:
-    """Answers every prompt with `answer(prompt)`, a token an event, requests in turn.
+    """Answers every prompt with `answer(prompt)`, `chunk` tokens an event, requests in turn; waits while none runs.
 
-    `delay_s` passes before each token; `fail_after` events the engine is lost with `failure`.
+    `delay_s` passes before each event; `fail_after` events the engine is lost with `failure`. Token t has the logprob
+    -t / 100, and the likeliest in its place are 0, 1, …; the vector of a prompt is its tokens.
     """
 
     def __init__(
         self,
-        answer: Callable[[list[int]], Sequence[int]],
+        answer: Callable[[list[int]], Iterable[int]],
         *,
         context: int = 2048,
         vocabulary: int = 49152,
@@ -32,60 +38,95 @@ class FakeEngine:
         self.ready = Ready(
             "fake", 2, context, vocabulary, [EOS], "float32", "none", [RankReport("cpu", 1, 100, 200)] * 2
         )
+        self.stats: Stats | None = None
         self.submitted: dict[int, tuple[list[int], SamplingParams]] = {}
         self.canceled: list[int] = []
         self.closed = False
         self._answer = answer
-        self._left: dict[int, list[int]] = {}
+        self._left: dict[int, Iterable[int]] = {}
         self._sent: dict[int, int] = {}
         self._chunk, self._delay_s = chunk, delay_s
         self._fail_after, self._failure = fail_after, failure
+        self._refusal: tuple[str, bool] | None = None  # why nothing is answered, and whether the queue is full
+        self._changed = threading.Condition()
 
     @property
     def running(self) -> list[int]:
-        return list(self._left)
+        with self._changed:
+            return list(self._left)
 
     def submit(self, prompt_tokens: list[int], params: SamplingParams) -> int:
-        request = len(self.submitted) + 1
-        self.submitted[request] = (prompt_tokens, params)
-        self._left[request] = list(self._answer(prompt_tokens))
-        self._sent[request] = 0
+        with self._changed:
+            request = len(self.submitted) + 1
+            self.submitted[request] = (prompt_tokens, params)
+            self._left[request] = iter(self._answer(prompt_tokens))
+            self._sent[request] = 0
+            self._changed.notify()
         return request
 
-    def cancel(self, request: int) -> None:
-        self.canceled.append(request)
-        if request in self._left:
-            self._left[request] = []
+    def embed(self, prompt_tokens: list[int]) -> int:
+        return self.submit(prompt_tokens, SamplingParams(max_tokens=EMBED))
 
-    def next_event(self, timeout_s: float | None = None) -> Output | None:
+    def cancel(self, request: int) -> None:
+        with self._changed:
+            self.canceled.append(request)
+
+    def next_event(self, timeout_s: float | None = None) -> Output | Embedding | None:
         if self._fail_after is not None:
             self._fail_after -= 1
             if self._fail_after < 0 and self._failure is not None:
                 raise self._failure
-        assert self._left, "waits for news although nothing runs"
         time.sleep(self._delay_s)
-        request, left = next(iter(self._left.items()))
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._left or self.closed, timeout_s):
+                return None
+            if self.closed:
+                raise RingError("the engine is closed.")
+            return self._advance(*next(iter(self._left.items())))
+
+    def close(self) -> None:
+        with self._changed:
+            self.closed = True
+            self._changed.notify()
+
+    def _advance(self, request: int, left: Iterable[int]) -> Output | Embedding:
         del self._left[request]
+        prompt, params = self.submitted[request]
+        if self._refusal is not None:
+            return Output(request, [], error=self._refusal[0], busy=self._refusal[1])
         if request in self.canceled:
             return self._last(request, [], StopReason.CANCELED)
-        params = self.submitted[request][1]
+        if params.max_tokens == EMBED:
+            return Embedding(request, struct.pack(f"{len(prompt)}f", *prompt))
         room = params.max_tokens - self._sent[request]
-        now, rest = left[: min(self._chunk, room)], left[min(self._chunk, room) :]
+        now = list(islice(left, min(self._chunk, room)))
         self._sent[request] += len(now)
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else (EOS,))}
         for index, token in enumerate(now):
             if token in ends:
                 return self._last(request, now[: index + 1], StopReason.STOP)
-        if not rest or self._sent[request] == params.max_tokens:
+        if len(now) < self._chunk or self._sent[request] == params.max_tokens:
             return self._last(request, now, StopReason.LENGTH)
-        self._left[request] = rest
-        return Output(request, now)
-
-    def close(self) -> None:
-        self.closed = True
+        self._left[request] = left
+        return Output(request, now, logprobs=self._logprobs(request, now))
 
     def _last(self, request: int, tokens: list[int], reason: StopReason) -> Output:
-        return Output(request, tokens, reason, prefill_s=0.5, decode_s=2.0, ring_s=0.25)
+        logprobs = self._logprobs(request, tokens)
+        return Output(request, tokens, reason, prefill_s=0.5, decode_s=2.0, ring_s=0.25, logprobs=logprobs)
+
+    def _logprobs(self, request: int, tokens: list[int]) -> list[TokenLogprob]:
+        count = self.submitted[request][1].logprobs
+        if count is None:
+            return []
+        return [TokenLogprob(token, -token / 100, [(i, -i / 100) for i in range(count)]) for token in tokens]
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what a thread is about to do."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def install(monkeypatch_setattr: Callable[[str, object], None], engine: FakeEngine) -> list[EngineSpec]:
@@ -94,6 +135,7 @@ def install(monkeypatch_setattr: Callable[[str, object], None], engine: FakeEngi
 
     def start(spec: EngineSpec, on_progress: Callable[[Progress], None] | None = None) -> FakeEngine:
         specs.append(spec)
+        engine.closed = False
         if on_progress is not None:
             on_progress(Progress("connect"))
             on_progress(Progress("load", 50, 100))

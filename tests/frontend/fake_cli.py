@@ -13,6 +13,7 @@ from unittest import mock
 
 from ringlm.cluster.messages import Progress
 from ringlm.cluster.spec import EngineSpec
+from ringlm.errors import PeerLostError
 from ringlm.frontend.cli import main
 from ringlm.frontend.model import resolve
 from ringlm.frontend.tokenizer import Tokenizer
@@ -33,9 +34,19 @@ def start(spec: EngineSpec, on_progress: Callable[[Progress], None] | None = Non
         if on_progress is not None:
             on_progress(Progress("load", done * 1_000_000, 100_000_000))
             time.sleep(float(os.environ.get("FAKE_LOAD_S", "0")) / 6)
-    return FakeEngine(answer, delay_s=float(os.environ.get("FAKE_DELAY_S", "0")), context=256)
+    fail_after = os.environ.get("FAKE_FAIL_AFTER")
+    return FakeEngine(
+        answer,
+        delay_s=float(os.environ.get("FAKE_DELAY_S", "0")),
+        context=256,
+        fail_after=None if fail_after is None else int(fail_after),
+        failure=PeerLostError("rank 1 is lost.", 1),
+    )
 
 
 if __name__ == "__main__":
-    with mock.patch("ringlm.cluster.client.EngineClient.start", start):
+    with (
+        mock.patch("ringlm.cluster.client.EngineClient.start", start),
+        mock.patch("ringlm.frontend.server.lifecycle.HEAD_S", float(os.environ.get("FAKE_HEAD_S", "30"))),
+    ):
         sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ringlm import LLM, SamplingParams, StopReason
 from ringlm.cluster.spec import EngineSpec
 from ringlm.errors import ConfigError, ModelError, RequestError
 from ringlm.frontend.tokenizer import Tokenizer
-from tests.frontend.fake import EOS, FakeEngine, install
+from tests.frontend.fake import EOS, FakeEngine, install, until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 USER = [{"role": "user", "content": "Hi"}]
@@ -59,9 +60,29 @@ def test_params_one_each(llm: LLM, engine: FakeEngine) -> None:
 
 
 def test_a_bad_prompt_ends_the_others(llm: LLM, engine: FakeEngine) -> None:
+    engine._answer, engine._delay_s = lambda _: itertools.repeat(5), 0.01
     with pytest.raises(RequestError, match="no token id"):
         llm.generate(["one two", [10**9]], GREEDY)
-    assert (engine.canceled, engine.running) == ([1], [])
+    until(lambda: not engine.running)
+    assert engine.canceled == [1]
+
+
+def test_a_long_list_is_handed_in_bit_by_bit(llm: LLM, engine: FakeEngine) -> None:
+    most = 0
+    submit = engine.submit
+
+    def counted(prompt: list[int], params: SamplingParams) -> int:
+        nonlocal most
+        request = submit(prompt, params)
+        most = max(most, len(engine.running))
+        return request
+
+    engine.submit = counted  # type: ignore[method-assign]
+    prompts = [[10 + number] for number in range(300)]
+    completions = llm.generate(prompts, GREEDY.replace(n=2))
+    assert [completion.token_ids for completion in completions] == [(*prompt, EOS) for prompt in prompts]
+    assert 64 < most <= 128
+    assert llm.embed(prompts) == [[float(token)] for (token,) in prompts]
 
 
 def test_chat_whole_and_streamed(llm: LLM) -> None:

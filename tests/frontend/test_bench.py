@@ -71,6 +71,10 @@ def test_json_has_a_row_for_each_test_and_concurrency(
         ("pp32", 1), ("tg8", 1), ("pp32", 3), ("tg8", 3)
     ]  # fmt: skip
     assert all(row["tokens_per_s"] > 0 and 0 < row["ms_p50"] <= row["ms_p90"] for row in result["rows"])
+    for row in result["rows"]:
+        names = ["ttft_ms"] + ["inter_token_ms"] * row["test"].startswith("tg")
+        assert {name for name in row if name.endswith("_p50")} == {f"{name}_p50" for name in ("ms", *names)}
+        assert all(0 < row[f"{name}_p50"] <= row[f"{name}_p90"] <= row[f"{name}_p99"] for name in names)
     assert 0 <= result["comm_share"] <= 1
     assert result["ranks"][1] == {"device": "cpu", "threads": 1, "weights_bytes": 100, "peak_bytes": 200}
     (spec,) = started
@@ -92,6 +96,8 @@ def test_a_table_in_a_pipe_is_plain_text(started: list[EngineSpec], capsys: pyte
         ("--concurrency 1,x", "--concurrency 1,x is not a list"),
         ("--concurrency 2,2", "different numbers"),
         ("-n 1", "-n 0 or 2 and more"),
+        ("-r 0", "-r must be 1 or more"),
+        ("--plot x.jpg", "neither PNG nor SVG"),
         ("-p 100", "--context 64 is less than the 100 tokens"),
         ("--max-seqs 2 --concurrency 4", "--max-seqs 2 is less than the concurrency of 4"),
     ],

@@ -53,6 +53,16 @@ def test_one_answer(engine: FakeEngine, tokenizer: Tokenizer, capsys: pytest.Cap
     assert engine.closed
 
 
+def test_how_to_choose_and_when_to_stop(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    penalties = "--typical-p 0.9 --repetition-penalty 1.1 --presence-penalty 0.5 --frequency-penalty -0.5"
+    stops = "--min-tokens 2 --stop na\u00efve --stop END"
+    assert main(["run", "-m", "demo", "--prompt", "Where?", *penalties.split(), *stops.split()]) == 0
+    assert capsys.readouterr().out == "Paris, \n"
+    params = engine.submitted[1][1]
+    assert (params.typical_p, params.repetition_penalty) == (0.9, 1.1)
+    assert (params.presence_penalty, params.frequency_penalty, params.min_tokens) == (0.5, -0.5, 2)
+
+
 def test_json_is_one_object_and_nothing_else(
     engine: FakeEngine, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,10 +147,11 @@ def test_failures_of_the_system(
     assert main(["run", "-m", "demo", "--prompt", "x"]) == 1
     assert capsys.readouterr().err == "ringlm: PeerLostError: rank 1 (127.0.0.1:1501) closed its link.\n"
     assert engine.closed
-    engine._failure = ZeroDivisionError("oops")
+    engine._fail_after, engine._answer = None, lambda _: int("oops")
     assert main(["run", "-m", "demo", "--prompt", "x"]) == 1
     captured = capsys.readouterr()
-    assert captured.err == "ringlm: ZeroDivisionError: oops (RINGLM_DEBUG=1 shows where)\n"
+    assert captured.err.startswith("ringlm: ValueError: invalid literal")
+    assert captured.err.endswith("(RINGLM_DEBUG=1 shows where)\n")
     monkeypatch.setenv("RINGLM_DEBUG", "1")
     assert main(["run", "-m", "demo", "--prompt", "x"]) == 1
     assert "Traceback" in capsys.readouterr().err

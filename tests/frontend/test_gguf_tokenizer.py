@@ -170,11 +170,13 @@ def test_a_kind_that_is_not_known_is_refused(tmp_path: Path) -> None:
 def test_several_templates(tmp_path: Path) -> None:
     original = byte_level("gpt-2")
     tools, default = (
-        {"name": "tool_use", "template": "?"},
+        {"name": "tool_use", "template": "{% if tools %}?{% endif %}{# <tool_call> #}"},
         {"name": "default", "template": "!{{ messages[0].content }}"},
     )
     found = opened(write(tmp_path / "a.gguf", original, "gpt2", "gpt-2", [tools, default]))
     assert found.chat([{"role": "user", "content": "Hi"}]) == found.encode("!Hi")
-    assert found.chat([{"role": "user", "content": "Hi"}], tools=[{"name": "f"}]) == found.encode("?")
+    assert found.chat(
+        [{"role": "user", "content": "Hi"}], tools=[{"type": "function", "function": {"name": "f"}}]
+    ) == found.encode("?")
     with pytest.raises(ModelError, match="has the chat templates tool_use and none by default"):
         opened(write(tmp_path / "b.gguf", original, "gpt2", "gpt-2", [tools])).check_chat_template()

@@ -22,7 +22,9 @@ def test_the_object(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> Non
     first, second, third = said["ranks"]
     assert (first["query_heads"], second["query_heads"], third["query_heads"]) == ([0, 6], [6, 9], [9, 9])
     assert (first["kv_heads"], first["layers"]) == ([0, 2], [0, 3])
-    assert first["cache_bytes"] == 4 * 100 * 3 * 2 * 2 * 4 * 4  # sequences, tokens, layers, k and v, heads, sizes
+    assert (
+        first["cache_bytes"] == 4 * 128 * 3 * 2 * 2 * 4 * 4
+    )  # sequences, tokens in blocks, layers, k and v, heads, sizes
     assert third["cache_bytes"] == 0
     assert third["weights_bytes"] == 7 * 36 * 4  # norms
     assert all(rank["total_bytes"] == rank["weights_bytes"] + rank["cache_bytes"] for rank in said["ranks"])
@@ -32,7 +34,9 @@ def test_the_object(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_table(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "-m", str(tiny_llama), "-n", "2", "--quant", "int4", "--memory", "16G,800M"]) == 0
     title, head, first, second = capsys.readouterr().out.splitlines()
-    assert title.startswith("llama, int4 weights, cache in float32 for 8 sequences of 4,096 tokens")
+    assert title.startswith(
+        "llama, int4 weights, cache in float32 for 65,536 tokens (at most 16 sequences, each of 4,096)"
+    )
     assert head.split()[:3] == ["rank", "query", "heads"]
     assert first.split()[:4] == ["0", "6", "2", "25"]
     assert first.split()[-3:] == ["16.0", "GB", "yes"]

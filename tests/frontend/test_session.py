@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import ModelError, PeerLostError, RequestError
-from ringlm.frontend.session import Completion, Generation, Piece, Session
+from ringlm.frontend.answer import Completion, Piece
+from ringlm.frontend.session import Generation, Session
 from ringlm.frontend.tokenizer import Tokenizer
-from tests.frontend.fake import EOS, FakeEngine
+from tests.frontend.fake import EOS, FakeEngine, until
 
 GREEDY = SamplingParams(temperature=0)
 USER = [{"role": "user", "content": "Hi"}]
@@ -53,7 +56,7 @@ def test_stop_strings_end_the_request(tokenizer: Tokenizer, chunk: int, stops: l
     ends = [text.find(stop) for stop in stops if stop in text]
     assert completion.text == "".join(piece.text for piece in pieces) == text[: min(ends, default=len(text))]
     assert completion.finish_reason == "stop"
-    assert engine.running == []
+    until(lambda: not engine.running)
     assert engine.submitted[1][1].stop == ()
     # The tokens are those up to the end of the stop string, however many came at once.
     heard = tokenizer.decode(completion.token_ids)
@@ -83,39 +86,50 @@ def test_max_tokens_in_the_middle_of_a_character(tokenizer: Tokenizer) -> None:
         assert completion.text == tokenizer.decode(ids[:count]) == "".join(piece.text for piece in pieces)
 
 
+def endless(tokenizer: Tokenizer, word: str = " word") -> tuple[FakeEngine, Session]:
+    """Says one word again and again, one every few milliseconds."""
+    (token,) = tokenizer.encode(word)
+    engine = FakeEngine(lambda _: itertools.repeat(token), delay_s=0.003)
+    return engine, Session(engine, tokenizer)
+
+
 def test_ending_a_stream_early_ends_the_request(tokenizer: Tokenizer) -> None:
-    engine, session = saying(tokenizer, "one two three four five")
+    engine, session = endless(tokenizer)
     for piece in session.chat(USER, GREEDY).pieces():
         assert piece.text
         break
-    assert (engine.canceled, engine.running) == ([1], [])
+    until(lambda: not engine.running)
+    assert engine.canceled == [1]
 
 
 def test_ctrl_c_ends_the_request_and_keeps_what_was_said(tokenizer: Tokenizer) -> None:
-    engine, session = saying(tokenizer, "one two three four five")
+    engine, session = endless(tokenizer)
     generation = session.chat(USER, GREEDY)
+    heard = []
 
     def listen() -> None:
         with generation:
-            for count, _ in enumerate(generation.pieces()):
+            for count, piece in enumerate(generation.pieces()):
+                heard.append(piece)
                 if count == 1:
                     raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         listen()
-    assert (engine.canceled, engine.running) == ([1], [])
     completion = generation.result()
-    assert (completion.text, completion.finish_reason) == ("one two", "canceled")
-    assert session.chat(USER, GREEDY).result().text == "one two three four five"
+    heard += generation.pieces()  # what came until the engine knew
+    assert (completion.text, completion.finish_reason) == ("".join(piece.text for piece in heard), "canceled")
+    assert completion.token_ids == tuple(token for piece in heard for token in piece.token_ids)
+    assert (set(engine.canceled), engine.running) == ({1}, [])
+    assert session.chat(USER, GREEDY.replace(max_tokens=3)).result().text == " word word word"
 
 
 def test_requests_run_at_the_same_time(tokenizer: Tokenizer) -> None:
-    engine = FakeEngine(lambda prompt: [*prompt, EOS])
+    engine = FakeEngine(lambda prompt: [*prompt, EOS], delay_s=0.001)
     session = Session(engine, tokenizer)
     texts = ["one", "two words", "and three words"]
     running = [session.complete(text, GREEDY) for text in texts]
-    assert len(engine.running) == 3
-    first = running[2].result()  # any order; the others' news is kept for them
+    first = running[2].result()  # in any order
     assert [first.text, running[0].result().text, running[1].result().text] == [texts[2], texts[0], texts[1]]
 
 
@@ -127,7 +141,7 @@ def test_a_model_without_tokenizer_takes_ids() -> None:
     for call in (lambda: session.complete("text", GREEDY), lambda: session.chat(USER, GREEDY)):
         with pytest.raises(ModelError, match="token ids only"):
             call()
-    with pytest.raises(RequestError, match="stop strings need a tokenizer"):
+    with pytest.raises(RequestError, match="need a tokenizer"):
         session.complete([1], GREEDY.replace(stop=("x",)))
     assert len(engine.submitted) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from ringlm.parallel.shard import plan_shards
 from ringlm.weights import ModelFiles, open_model
 from tests.parallel.local import run_ranks
 
+BLOCK = 8  # positions of a cache block
 NEAR_TIE = 1e-3  # logits this close may swap under another order of summation
 
 
@@ -113,8 +115,13 @@ def _bytes_of_all(comm: Communicator, data: bytes) -> list[bytes]:
 def generate(
     model: CausalLM, comm: Communicator, prompts: Sequence[Sequence[int]], count: int, chunk: int = 1 << 30
 ) -> list[Greedy]:
-    """Greedy continuations of all prompts in shared batches: prefill in chunks, beside those that already decode."""
-    cache = model.new_cache(len(prompts))
+    """Greedy continuations of all prompts in shared batches: prefill in chunks, beside those that already decode. The
+    first prompt's cache blocks follow one another, those of the others lie between each other's."""
+    sizes = [-(-(len(tokens) + count) // BLOCK) for tokens in prompts]
+    rest = random.Random(0).sample(range(sizes[0], sum(sizes)), sum(sizes[1:]))
+    free = iter([*range(sizes[0]), *rest])
+    tables = [[next(free) for _ in range(size)] for size in sizes]
+    cache = model.new_cache(sum(sizes), BLOCK)
     todo = [list(tokens) for tokens in prompts]
     done = [0] * len(prompts)
     chosen: list[list[int]] = [[] for _ in prompts]
@@ -123,7 +130,7 @@ def generate(
         pieces, wanted, ready, rows = [], [], [], 0
         for index in active:
             piece = todo[index][:chunk]
-            pieces.append((piece, done[index], [len(prompts) - 1 - index]))
+            pieces.append((piece, done[index], tables[index]))
             rows += len(piece)
             if len(piece) == len(todo[index]):
                 ready.append(index)

@@ -154,7 +154,7 @@ def test_its_bytes_are_planned(
 ) -> None:
     files = cases[name].files
     plan = plan_shards(dimensions(files.config), world_size, split)
-    told = holdings(files, plan, ["cpu"] * world_size, dtype=dtype, context=70, bits=bits)
+    told = holdings(files, plan, ["cpu"] * world_size, dtype=dtype, bits=bits)
     kinds = {"device": torch.device("cpu"), "dtype": getattr(torch, dtype), "context": 70, "bits": bits}
 
     def rank(comm: Communicator) -> Holding:

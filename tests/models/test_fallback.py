@@ -79,7 +79,7 @@ def test_packed_and_in_bfloat16_it_stays_close(models: dict[str, Any], name: str
 def test_the_plan_says_what_is_loaded(models: dict[str, Any], name: str, bits: int | None) -> None:
     files = open_model(models[name][0])
     plan = plan_shards(dimensions(files.config), 2)
-    found = holdings(files, plan, ["cpu"] * 2, dtype="float32", context=70, bits=bits)
+    found = holdings(files, plan, ["cpu"] * 2, dtype="float32", bits=bits)
     assert found == loaded(files, 2, None, "float32", bits)
 
 

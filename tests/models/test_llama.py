@@ -104,7 +104,7 @@ def test_every_position_of_a_forced_text(models: dict[str, Any], world_size: int
 
     def body(comm: Any) -> torch.Tensor:
         model = load(files, comm)
-        return logits_of(model, comm, Batch.of([(tokens, 0, [0])], range(len(tokens))), model.new_cache(1))
+        return logits_of(model, comm, Batch.of([(tokens, 0, [0, 1])], range(len(tokens))), model.new_cache(2))
 
     for ours in run_ranks(world_size, body):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
@@ -148,8 +148,8 @@ def test_a_step_that_wants_no_logits(models: dict[str, Any]) -> None:
 
 
 def test_positions_outside_the_cache_are_refused(models: dict[str, Any]) -> None:
-    model = load(open_model(models["plain"][0]), Alone(), context=16)
-    cache = model.new_cache(2)
+    model = load(open_model(models["plain"][0]), Alone())
+    cache = model.new_cache(2, 16)
     model.forward(Batch.of([([1, 2], 14, [1])], [1]), cache)
     for start, block in ((15, 0), (0, 2), (0, -1)):
         with pytest.raises(IndexError):

@@ -55,5 +55,5 @@ def test_packed(name: str, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPa
 def test_what_is_planned_is_what_is_held(pair: tuple[Path, Path], bits: int | None) -> None:
     files = open_model(pair[0])
     plan = plan_shards(dimensions(files.config), 3)
-    planned = holdings(files, plan, ["cpu"] * 3, dtype="float32", context=70, bits=bits)
+    planned = holdings(files, plan, ["cpu"] * 3, dtype="float32", bits=bits)
     assert planned == loaded(files, 3, None, "float32", bits)

@@ -66,7 +66,7 @@ def test_it_is_what_is_loaded(
 ) -> None:
     files = models[name]
     plan = plan_shards(dimensions(files.config), world_size, split)
-    planned = holdings(files, plan, ["cpu"] * world_size, dtype=dtype, context=70, bits=bits)
+    planned = holdings(files, plan, ["cpu"] * world_size, dtype=dtype, bits=bits)
     assert planned == loaded(files, world_size, split, dtype, bits)
 
 
@@ -76,7 +76,7 @@ def test_every_family(name: str, tmp_path: Path) -> None:
     files = open_model(save(tmp_path / "model", family=family, **changes))
     plan = plan_shards(dimensions(files.config), 3)
     for dtype, bits in FORMS:
-        planned = holdings(files, plan, ["cpu"] * 3, dtype=dtype, context=70, bits=bits)
+        planned = holdings(files, plan, ["cpu"] * 3, dtype=dtype, bits=bits)
         assert planned == loaded(files, 3, None, dtype, bits), (dtype, bits)
 
 
@@ -87,9 +87,9 @@ def test_rows_on_an_accelerator_are_not_padded(models: dict[str, ModelFiles], mo
     monkeypatch.setattr("ringlm.models.loader.layout_of", lambda device: layout)
     files = models["odd"]
     plan = plan_shards(dimensions(files.config), 3)
-    planned = holdings(files, plan, ["cuda"] * 3, dtype="float32", context=70, bits=4)
+    planned = holdings(files, plan, ["cuda"] * 3, dtype="float32", bits=4)
     assert planned == loaded(files, 3, None, "float32", 4)
-    assert planned != holdings(files, plan, ["cpu"] * 3, dtype="float32", context=70, bits=4)
+    assert planned != holdings(files, plan, ["cpu"] * 3, dtype="float32", bits=4)
 
 
 @pytest.mark.parametrize("name", ["even", "mixed.gguf"])

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from ringlm.cluster.memory import Memory, free_sequences, refuse_unfit
+from ringlm.cluster.memory import Memory, free_blocks, refuse_unfit
 from ringlm.cluster.settings import Settings
 from ringlm.errors import ConfigError, RingLMError
 from ringlm.models.config import dimensions
-from ringlm.models.sizes import Holding, holdings
+from ringlm.models.sizes import Holding, blocks_for, holdings
 from ringlm.parallel.shard import ShardPlan, plan_shards
 from ringlm.weights.files import ModelFiles
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BITS: Final = {"none": None, "int8": 8, "int4": 4}
 DEFAULT_CONTEXT = 8192
-DEFAULT_MAX_SEQS = 8
+DEFAULT_MAX_SEQS = 16
 
 
 class Refused(ConfigError):
@@ -99,42 +99,31 @@ def _decide(ranks: Sequence[Capabilities], files: ModelFiles) -> Agreement:
 
 
 def propose(ranks: Sequence[Capabilities], files: ModelFiles) -> Proposal:
-    """What these ranks would do, whether or not they have memory for it. Where nobody has said for how many sequences,
-    for as many as there is memory, one at least."""
+    """What these ranks would do, whether or not they have memory for it. The cache is for `max_seqs` sequences of the
+    whole context, or for what there is memory for, but for one at least."""
     sizes = dimensions(files.config, files.name)
     settings = agree(ranks, sizes.context)
     assert settings.context is not None
+    assert settings.max_seqs is not None
     plan = plan_shards(sizes, len(ranks), settings.split)
-    held = holdings(
-        files,
-        plan,
-        [rank.device for rank in ranks],
-        dtype=settings.dtype,
-        context=settings.context,
-        bits=BITS[settings.quant],
-    )
-    if settings.max_seqs is None:
-        room = free_sequences(held, [rank.memory for rank in ranks])
-        settings = msgspec.structs.replace(settings, max_seqs=max(1, min(room, DEFAULT_MAX_SEQS)))
-    return Proposal(settings, plan, held)
+    devices = [rank.device for rank in ranks]
+    held = holdings(files, plan, devices, dtype=settings.dtype, bits=BITS[settings.quant])
+    whole = blocks_for(settings.context)
+    room = free_blocks(held, [rank.memory for rank in ranks])
+    blocks = max(whole, min(settings.max_seqs * whole, room))
+    return Proposal(msgspec.structs.replace(settings, blocks=blocks), plan, held)
 
 
 def check_memory(proposal: Proposal, ranks: Sequence[Capabilities]) -> None:
     """Raises ConfigError, with the arithmetic, for ranks whose memory is too small."""
     settings = proposal.settings
-    assert settings.context is not None
-    assert settings.max_seqs is not None
-    refuse_unfit(
-        proposal.holdings,
-        [rank.memory for rank in ranks],
-        sequences=settings.max_seqs,
-        context=settings.context,
-        quant=settings.quant,
-    )
+    assert settings.blocks is not None
+    memory = [rank.memory for rank in ranks]
+    refuse_unfit(proposal.holdings, memory, blocks=settings.blocks, quant=settings.quant)
 
 
 def agree(ranks: Sequence[Capabilities], model_context: int) -> Settings:
-    """The settings of the ring, complete but for `max_seqs`. Raises ConfigError when a daemon was told otherwise."""
+    """The settings of the ring, complete but for `blocks`. Raises ConfigError when a daemon was told otherwise."""
     ours = ranks[0].settings
     for daemon in ranks[1:]:
         _check(daemon, ours)
@@ -152,7 +141,7 @@ def agree(ranks: Sequence[Capabilities], model_context: int) -> Settings:
     context = ours.context or min(model_context, DEFAULT_CONTEXT)
     if context > model_context:
         raise ConfigError(f"--context {context} is more than the {model_context} positions the model was made for.")
-    return msgspec.structs.replace(ours, dtype=dtype, context=context)
+    return msgspec.structs.replace(ours, dtype=dtype, context=context, max_seqs=ours.max_seqs or DEFAULT_MAX_SEQS)
 
 
 def _check(daemon: Capabilities, ours: Settings) -> None:

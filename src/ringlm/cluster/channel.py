@@ -21,7 +21,7 @@ class ChannelClosed(Exception):
 
 
 class Channel(Generic[_Received]):
-    """Sends any message and receives those of `kind`. One thread may send while another receives."""
+    """Sends any message and receives those of `kind`. Any thread may send, and one receives."""
 
     def __init__(self, sock: socket.socket, kind: Any) -> None:
         self._sock = sock
@@ -30,12 +30,13 @@ class Channel(Generic[_Received]):
         self._buffer = bytearray()
         self._sending = threading.Lock()
 
-    def send(self, message: msgspec.Struct) -> None:
-        """Send a message; waits while the other side reads nothing. Raises ChannelClosed."""
-        body = self._encoder.encode(message)
+    def send(self, *messages: msgspec.Struct) -> None:
+        """Send messages in one write; waits while the other side reads nothing. Raises ChannelClosed."""
+        bodies = [self._encoder.encode(message) for message in messages]
+        frames = b"".join([part for body in bodies for part in (len(body).to_bytes(4, "little"), body)])
         with self._sending:
             try:
-                self._sock.sendall(len(body).to_bytes(4, "little") + body)
+                self._sock.sendall(frames)
             except OSError as error:
                 raise ChannelClosed from error
 
@@ -52,11 +53,11 @@ class Channel(Generic[_Received]):
                     del self._buffer[: 4 + length]
                     return self._decoder.decode(body)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self._sock], [], [], left)[0]:
-                return None
             try:
+                if not select.select([self._sock], [], [], left)[0]:
+                    return None
                 data = self._sock.recv(1 << 16)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # ValueError: it was closed here, by another thread
                 raise ChannelClosed from error
             if not data:
                 raise ChannelClosed

@@ -21,7 +21,19 @@ from ringlm import errors
 from ringlm.cluster import messages, parent, spec
 from ringlm.cluster.channel import Channel, ChannelClosed
 from ringlm.cluster.local import local_ring
-from ringlm.cluster.messages import Cancel, Failed, Output, Ping, Progress, Ready, Shutdown, Submit
+from ringlm.cluster.messages import (
+    Cancel,
+    Embed,
+    Embedding,
+    Failed,
+    Output,
+    Ping,
+    Progress,
+    Ready,
+    Shutdown,
+    Stats,
+    Submit,
+)
 from ringlm.cluster.spec import EngineSpec
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import PeerError, RingError, RingLMError
@@ -33,10 +45,14 @@ log = logging.getLogger("ringlm")
 
 
 class EngineClient:
-    """The engine of rank 0, and of all local ranks, as child processes. Made by `start`; one thread uses it."""
+    """The engine of rank 0, and of all local ranks, as child processes. Made by `start`.
+
+    Any thread may submit, cancel and close; one calls `next_event`. `stats` is the newest.
+    """
 
     def __init__(self, processes: list[subprocess.Popen[bytes]], channels: list[socket.socket]) -> None:
         self.ready: Ready
+        self.stats: Stats | None = None
         self._processes = processes
         self._sockets = channels
         self._channel: Channel[messages.ToFrontend] = Channel(channels[0], messages.ToFrontend)
@@ -77,20 +93,30 @@ class EngineClient:
         return client
 
     def submit(self, prompt_tokens: list[int], params: SamplingParams) -> int:
-        """Hand in a request; its id. Its tokens come from `next_event`."""
+        """Hand in a request; its id. Its tokens come from `next_event`, and so does what ends the engine now."""
         request = next(self._ids)
         self._send(Submit(request, prompt_tokens, params))
+        return request
+
+    def embed(self, prompt_tokens: list[int]) -> int:
+        """Hand in a text whose vector is wanted, as `submit` does; it comes as an Embedding."""
+        request = next(self._ids)
+        self._send(Embed(request, prompt_tokens))
         return request
 
     def cancel(self, request: int) -> None:
         """End a request; its last Output says CANCELED. One that has ended already is left alone."""
         self._send(Cancel(request))
 
-    def next_event(self, timeout_s: float | None = None) -> Output | None:
+    def next_event(self, timeout_s: float | None = None) -> Output | Embedding | None:
         """The next news of any request, or None after `timeout_s`. Raises the error that ended the engine."""
-        message = self._receive(timeout_s)
-        assert message is None or isinstance(message, Output)
-        return message
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            message = self._receive(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if message is None or isinstance(message, Output | Embedding):
+                return message
+            if isinstance(message, Stats):
+                self.stats = message
 
     def close(self) -> None:
         """End every rank, by force after a while. Idempotent."""
@@ -139,11 +165,9 @@ class EngineClient:
         if self._failure is not None:
             raise self._failure
         if self._closing.is_set():
-            raise RingError("the engine is closed.")
-        try:
+            raise _closed()
+        with contextlib.suppress(ChannelClosed):  # why is for `next_event` to say
             self._channel.send(message)
-        except ChannelClosed:
-            self._drain_to_failure()
 
     def _receive(self, timeout_s: float | None) -> messages.ToFrontend | None:
         if self._failure is not None:
@@ -151,16 +175,10 @@ class EngineClient:
         try:
             message = self._channel.receive(timeout_s)
         except ChannelClosed:
-            self._fail(self._unexplained())
+            self._fail(_closed() if self._closing.is_set() else self._unexplained())
         if isinstance(message, Failed):
             self._fail(_error(message))
         return message
-
-    def _drain_to_failure(self) -> NoReturn:
-        """The engine reads no more: what it said before it ended."""
-        while True:
-            if self._receive(1.0) is None:
-                self._fail(self._unexplained())
 
     def _unexplained(self) -> RingLMError:
         try:
@@ -173,6 +191,10 @@ class EngineClient:
     def _fail(self, error: RingLMError) -> NoReturn:
         self._failure = error
         raise error
+
+
+def _closed() -> RingError:
+    return RingError("the engine is closed.")
 
 
 def serve_rank(engine: EngineSpec) -> NoReturn:

@@ -156,9 +156,9 @@ def _terminal_interrupts() -> bool:
 
 
 def _prefix(stream: IO[bytes], rank: int) -> None:
-    """Copy a rank's lines to stderr, each behind its rank."""
+    """Copy a rank's lines to stderr, each behind its rank; a JSON object has it inside."""
     with stream:
         for line in stream:
             text = line.decode("utf-8", "replace").rstrip("\n")
-            sys.stderr.write(f"[rank {rank}] {text}\n")
+            sys.stderr.write(f"{text}\n" if text.startswith("{") else f"[rank {rank}] {text}\n")
             sys.stderr.flush()

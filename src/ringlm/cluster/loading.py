@@ -31,6 +31,7 @@ class Loaded(NamedTuple):
     """A rank that is ready to run steps."""
 
     runner: Runner
+    max_seqs: int
     comm: Communicator
     ready: Ready
 
@@ -61,6 +62,7 @@ def load(
     dtype = getattr(torch, settings.dtype)
     assert settings.context is not None
     assert settings.max_seqs is not None
+    assert settings.blocks is not None
     model = load_model(
         files,
         plan,
@@ -90,7 +92,7 @@ def load(
         quant=settings.quant,
         ranks=[msgspec.msgpack.decode(data, type=RankReport) for data in reports or ()],
     )
-    return Loaded(Runner(model, model.new_cache(settings.max_seqs), comm), comm, ready)
+    return Loaded(Runner(model, model.new_cache(settings.blocks), comm), settings.max_seqs, comm, ready)
 
 
 def _communicator(ring: Ring | None, backend: str, device: torch.device, config: RingConfig | None) -> Communicator:

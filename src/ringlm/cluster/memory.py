@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 
 from ringlm.errors import ConfigError
-from ringlm.models.sizes import Holding
+from ringlm.models.sizes import BLOCK, Holding
 from ringlm.ring.address import machine_id
 
+_SHARE_PERCENT = 90  # of what weights leave goes to the cache at most: computing takes memory, too
 _CGROUPS = Path("/sys/fs/cgroup")
 _GROUPS = Path("/proc/self/cgroup")  # those of this process
 
@@ -35,34 +36,33 @@ def host_memory() -> Memory:
     return Memory(f"{machine_id()} {os.readlink('/proc/self/ns/cgroup')} {_GROUPS.read_text()}", limit)
 
 
-def free_sequences(holdings: Sequence[Holding], memory: Sequence[Memory]) -> int:
-    """For how many sequences every rank has memory beside its weights; less than 1 where there is none."""
+def free_blocks(holdings: Sequence[Holding], memory: Sequence[Memory]) -> int:
+    """For how many blocks of the cache every rank has memory beside its weights and what it computes with; less than 1
+    where there is none."""
     counts = []
     for ranks, free in _pools(memory):
-        cache = sum(holdings[rank].sequence for rank in ranks)
+        block = sum(holdings[rank].block for rank in ranks)
         left = free - sum(holdings[rank].weights for rank in ranks)
-        if cache or left < 0:
-            counts.append(left // max(1, cache))
+        if block or left < 0:
+            counts.append(left * _SHARE_PERCENT // 100 // max(1, block))
     return min(counts, default=0)
 
 
-def fits(holdings: Sequence[Holding], memory: Sequence[Memory], sequences: int) -> list[bool]:
-    """By rank, whether its memory holds its weights and its cache, and those of the ranks that share it."""
+def fits(holdings: Sequence[Holding], memory: Sequence[Memory], blocks: int) -> list[bool]:
+    """By rank, whether its memory holds its weights and a cache of `blocks`, and those of the ranks that share it."""
     found = [True] * len(memory)
     for ranks, free in _pools(memory):
-        fit = sum(holdings[rank].total(sequences) for rank in ranks) <= free
+        fit = sum(holdings[rank].total(blocks) for rank in ranks) <= free
         for rank in ranks:
             found[rank] = fit
     return found
 
 
-def refuse_unfit(
-    holdings: Sequence[Holding], memory: Sequence[Memory], *, sequences: int, context: int, quant: str
-) -> None:
-    """ConfigError with the arithmetic for ranks whose memory is too small."""
+def refuse_unfit(holdings: Sequence[Holding], memory: Sequence[Memory], *, blocks: int, quant: str) -> None:
+    """ConfigError with the arithmetic for ranks whose memory is too small for a cache of `blocks`."""
     for ranks, free in _pools(memory):
         weights = sum(holdings[rank].weights for rank in ranks)
-        cache = sum(holdings[rank].sequence for rank in ranks) * sequences
+        cache = sum(holdings[rank].block for rank in ranks) * blocks
         if weights + cache <= free:
             continue
         who = f"rank {ranks[0]} needs"
@@ -70,9 +70,9 @@ def refuse_unfit(
             who = f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]} share their memory and need"
         packed = "" if quant == "int4" else ", --quant int4"
         raise ConfigError(
-            f"{who} {size(weights + cache)} (weights {size(weights)}, cache {size(cache)} for {sequences} x "
-            f"{context:,} tokens), and {size(free)} are free there. Take a smaller --context or "
-            f"--max-seqs{packed}, another --split, or one more machine."
+            f"{who} {size(weights + cache)} (weights {size(weights)}, cache {size(cache)} for "
+            f"{blocks * BLOCK:,} tokens), and {size(free)} are free there. Take a smaller --context{packed}, another "
+            "--split, or one more machine."
         )
 
 

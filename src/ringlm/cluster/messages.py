@@ -1,6 +1,7 @@
 """What a frontend and its engine process say to each other over their socketpair.
 
-Frontend to engine: Submit, Cancel, Ping, Shutdown. Engine to frontend: Progress, Ready, Output, Failed.
+Frontend to engine: Submit, Embed, Cancel, Ping, Shutdown.
+Engine to frontend: Progress, Ready, Output, Embedding, Stats, Failed.
 Each message is msgpack behind a 4-byte little-endian length (cluster/channel.py).
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ringlm.engine.request import SamplingParams, StopReason
+from ringlm.engine.request import SamplingParams, StopReason, TokenLogprob
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -17,6 +18,13 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     id: int
     prompt_tokens: list[int]
     params: SamplingParams
+
+
+class Embed(msgspec.Struct, frozen=True, tag=True):
+    """A text to be turned into a vector; answered by an Embedding, or by an Output with an error. `id` as Submit's."""
+
+    id: int
+    prompt_tokens: list[int]
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -73,6 +81,44 @@ class Output(msgspec.Struct, frozen=True, tag=True):
     decode_s: float = 0.0  # from the first token to the last
     ring_s: float = 0.0  # time within collectives, of prefill_s + decode_s
     error: str | None = None  # the request was refused (a RequestError); finish_reason is then None
+    logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where they were asked for
+    queue_s: float = 0.0  # from submission to admission
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache
+    busy: bool = False  # of an error: too many requests wait (a QueueFullError)
+
+
+class Embedding(msgspec.Struct, frozen=True, tag=True):
+    """The vector of request `id`: the normalized hidden state after its last token, as float32 bytes."""
+
+    id: int
+    vector: bytes
+
+
+class LinkStats(msgspec.Struct, frozen=True):
+    """What rank 0 knows of its link to `rank`: bytes so far, and the control link's last round trip."""
+
+    rank: int
+    sent_bytes: int
+    received_bytes: int
+    round_trip_s: float | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, tag=True):
+    """How the engine does. Sent every second while there is work, and once after it; counters count from the start."""
+
+    running: int
+    waiting: int
+    blocks: int  # of the cache
+    blocks_in_use: int  # by requests
+    blocks_cached: int  # free, and holding a prefix that may be asked for again
+    steps: int
+    prompt_tokens: int
+    cached_tokens: int  # of the prompts, found in the prefix cache
+    generated_tokens: int
+    preemptions: int
+    step_s: float  # within steps, the ring's time included
+    ring_s: float  # within collectives
+    links: list[LinkStats]
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -83,5 +129,5 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     rank: int | None = None
 
 
-ToEngine = Submit | Cancel | Ping | Shutdown
-ToFrontend = Progress | Ready | Output | Failed
+ToEngine = Submit | Embed | Cancel | Ping | Shutdown
+ToFrontend = Progress | Ready | Output | Embedding | Stats | Failed

@@ -20,6 +20,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     split: tuple[float, ...] | None = None
     context: int | None = None
     max_seqs: int | None = None
+    blocks: int | None = None  # of the cache; always rank 0's decision
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:

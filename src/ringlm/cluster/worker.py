@@ -18,29 +18,45 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 import msgspec
 
-from ringlm import errors
+from ringlm import errors, logs
 from ringlm.cluster import messages, spec
 from ringlm.cluster.agreement import Refused
 from ringlm.cluster.channel import Channel, ChannelClosed
 from ringlm.cluster.loading import Loaded, load
-from ringlm.cluster.messages import Cancel, Failed, Output, Progress, Ready, Shutdown, Submit
+from ringlm.cluster.messages import (
+    Cancel,
+    Embed,
+    Embedding,
+    Failed,
+    LinkStats,
+    Output,
+    Progress,
+    Ready,
+    Shutdown,
+    Stats,
+    Submit,
+)
 from ringlm.cluster.parent import watch_parent
 from ringlm.cluster.spec import EngineSpec
+from ringlm.engine.embedding import Vector
 from ringlm.engine.engine import Engine
 from ringlm.engine.follower import follow
-from ringlm.errors import PeerError, RequestError, RingLMError
+from ringlm.engine.sequence import Delta
+from ringlm.errors import PeerError, QueueFullError, RequestError, RingLMError
 from ringlm.parallel.communicator import Communicator
 from ringlm.ring import Heartbeat, Ring, RingConfig, connect
 from ringlm.ring.collectives import last_words
 
 FRONTEND_SILENCE_S = 3.0
+_STATS_S = 1.0
 _IDLE_S = 0.5  # an idle rank 0 looks this often whether the ring still holds
+
+log = logging.getLogger("ringlm")
 
 
 class Frontend:
@@ -52,7 +68,7 @@ class Frontend:
     def __init__(self, fd: int) -> None:
         self._channel: Channel[messages.ToEngine] = Channel(socket.socket(fileno=fd), messages.ToEngine)
         self.on_end: Callable[[], None] = lambda: None
-        self._inbox: queue.SimpleQueue[Submit | Cancel | Shutdown | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Submit | Embed | Cancel | Shutdown | None] = queue.SimpleQueue()
         self._heard = time.monotonic()
         threading.Thread(target=self._receive, name="ringlm-frontend", daemon=True).start()
 
@@ -60,7 +76,7 @@ class Frontend:
         """Whether the frontend has spoken lately; one that is stopped takes its ring's heartbeat with it."""
         return time.monotonic() - self._heard < FRONTEND_SILENCE_S
 
-    def messages(self, wait_s: float) -> Iterator[Submit | Cancel | Shutdown]:
+    def messages(self, wait_s: float) -> Iterator[Submit | Embed | Cancel | Shutdown]:
         """What has arrived; waits up to `wait_s` for the first. Raises ChannelClosed at the frontend's end."""
         with contextlib.suppress(queue.Empty):
             message = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
@@ -70,16 +86,17 @@ class Frontend:
                 yield message
                 message = self._inbox.get_nowait()
 
-    def send(self, message: msgspec.Struct) -> None:
-        """Raises ChannelClosed."""
-        self._channel.send(message)
+    def send(self, *messages: msgspec.Struct) -> None:
+        """In one write, if any. Raises ChannelClosed."""
+        if messages:
+            self._channel.send(*messages)
 
     def _receive(self) -> None:
         try:
             while True:
                 message = self._channel.receive()
                 self._heard = time.monotonic()
-                if isinstance(message, Submit | Cancel | Shutdown):
+                if isinstance(message, Submit | Embed | Cancel | Shutdown):
                     self._inbox.put(message)
         except (ChannelClosed, msgspec.MsgspecError, UnicodeDecodeError):
             self._inbox.put(None)
@@ -95,6 +112,7 @@ class Worker:
         self.config = engine.ring or RingConfig()
         self.ring: Ring | None = None
         self.comm: Communicator | None = None  # the ring, or what it was asked to leave its work to
+        self._stats_due = 0.0  # when to tell the figures again, while there is work
         self._stepping = False  # whether `ring.sequence` should grow when no collective is under way
 
     def run(self) -> None:
@@ -147,7 +165,7 @@ class Worker:
         """Rank 0: hand requests to the engine, step while there is work, hand out what comes of it."""
         frontend = self.frontend
         assert frontend is not None
-        engine = Engine(loaded.runner, loaded.comm)
+        engine = Engine(loaded.runner, loaded.comm, max_seqs=loaded.max_seqs)
         frontend.send(loaded.ready)
         try:
             while True:
@@ -158,29 +176,46 @@ class Worker:
                     self._accept(engine, message)
                 if engine.has_work:
                     self._stepping = True
-                    for delta in engine.step():
-                        frontend.send(Output(*delta))
+                    news = engine.step()
                     self._stepping = False
+                    frontend.send(*self._stats(engine), *map(_told, news))
                 elif self.ring is not None:
                     self.ring.check()
         except ChannelClosed:
             raise RingLMError("its frontend ended without a word.") from None
 
-    def _accept(self, engine: Engine, message: Submit | Cancel) -> None:
+    def _accept(self, engine: Engine, message: Submit | Embed | Cancel) -> None:
         assert self.frontend is not None
         if isinstance(message, Cancel):
             delta = engine.cancel(message.id)
             if delta is not None:
-                self.frontend.send(Output(*delta))
+                self.frontend.send(*self._stats(engine), Output(*delta))
             return
         try:
-            engine.submit(message.id, message.prompt_tokens, message.params)
+            if isinstance(message, Embed):
+                engine.embed(message.id, message.prompt_tokens)
+            else:
+                engine.submit(message.id, message.prompt_tokens, message.params)
         except RequestError as error:
-            self.frontend.send(Output(message.id, [], error=str(error)))
+            self.frontend.send(Output(message.id, [], error=str(error), busy=isinstance(error, QueueFullError)))
+
+    def _stats(self, engine: Engine) -> list[Stats]:
+        """The engine's figures when they are to be told: every second while there is work, and once after it."""
+        now = time.monotonic()
+        if engine.has_work and now < self._stats_due:
+            return []
+        self._stats_due = now + _STATS_S
+        links = [] if self.ring is None else [LinkStats(*figures) for figures in self.ring.figures()]
+        return [Stats(*engine.figures, links)]
 
     def _tell(self, message: Progress | Ready) -> None:
         if self.frontend is not None and self.config.rank == 0:
             self.frontend.send(message)
+
+
+def _told(news: Delta | Vector) -> Output | Embedding:
+    """What the frontend is told of it."""
+    return Embedding(news.id, news.values.tobytes()) if isinstance(news, Vector) else Output(*news)
 
 
 def _report(error: BaseException, rank: int, frontend: Frontend | None) -> int:
@@ -194,12 +229,13 @@ def _report(error: BaseException, rank: int, frontend: Frontend | None) -> int:
         kind, text, status = public.__name__, str(error), error.exit_status
     else:
         kind, text, status = "InternalError", f"{type(error).__name__}: {error}", 1
-        traceback.print_exception(error)
-    if frontend is not None and rank == 0:
+    unforeseen = None if isinstance(error, RingLMError) else error
+    told = frontend is not None and rank == 0
+    if unforeseen is not None or not told:
+        log.error("%s: %s", kind, text, exc_info=unforeseen)
+    if frontend is not None and told:
         with contextlib.suppress(ChannelClosed):
             frontend.send(Failed(kind, text, error.rank if isinstance(error, PeerError) else None))
-    else:
-        print(f"ringlm: {kind}: {text}", file=sys.stderr, flush=True)
     return status
 
 
@@ -215,11 +251,11 @@ def main() -> int:
     arguments = parser.parse_args()
     engine = spec.receive(arguments.spec)
     rank = engine.ring.rank if engine.ring is not None else 0
-    logging.basicConfig(level=os.environ.get("RINGLM_LOG", "WARNING").upper(), format="ringlm: %(message)s")
     signal.signal(signal.SIGTERM, _terminate)
     frontend = Frontend(arguments.channel) if arguments.channel is not None else None
     worker = Worker(engine, frontend)
     try:
+        logs.inherit(rank)
         worker.run()
     except BaseException as error:  # noqa: BLE001 - the last place; every kind is reported
         status = _report(error, rank, frontend)

@@ -6,22 +6,24 @@ from __future__ import annotations
 import time
 
 from ringlm.engine.allocator import BlockAllocator
+from ringlm.engine.embedding import Vector, embed
 from ringlm.engine.messages import Message, encode
 from ringlm.engine.request import SamplingParams
 from ringlm.engine.runner import Runner
 from ringlm.engine.sampler import sample
-from ringlm.engine.scheduler import Scheduler
+from ringlm.engine.scheduler import Figures, Scheduler
 from ringlm.engine.sequence import Delta, Limits, Moment, begin
 from ringlm.parallel.communicator import Communicator
 
 TOKEN_BUDGET = 512
+MAX_WAITING = 256
 
 
 class Engine:
     """Decides every step and runs rank 0's part of it. For one thread; calls come between steps.
 
-    At most `max_seqs` sequences run at once (None: as many as the runner's cache has blocks), and a step takes
-    at most `token_budget` tokens, or one for each of them.
+    At most `max_seqs` sequences run at once and `max_waiting` wait for them to end; a step takes at most `token_budget`
+    tokens, or one for each that runs. The runner's cache holds the model's context at least once.
     """
 
     def __init__(
@@ -29,20 +31,22 @@ class Engine:
         runner: Runner,
         comm: Communicator,
         *,
-        max_seqs: int | None = None,
+        max_seqs: int,
+        max_waiting: int = MAX_WAITING,
         token_budget: int = TOKEN_BUDGET,
         epoch: int = 0,
     ) -> None:
         config, cache = runner.model.config, runner.cache
-        max_seqs = cache.blocks if max_seqs is None else max_seqs
+        assert cache.positions >= config.context, "a sequence that runs alone could not grow"
         self.runner = runner
         self.comm = comm
-        self.limits = Limits(cache.context, config.vocabulary, frozenset(config.eos_token_ids))
+        self.limits = Limits(config.context, config.vocabulary, frozenset(config.eos_token_ids))
         self.scheduler = Scheduler(
             max_seqs=max_seqs,
-            allocator=BlockAllocator(cache.blocks),
+            allocator=BlockAllocator(cache.blocks, cache.block),
             token_budget=max(token_budget, max_seqs),
             clock=self._clock,
+            max_waiting=max_waiting,
             epoch=epoch,
         )
         self._stopped = False
@@ -51,22 +55,32 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
+    @property
+    def figures(self) -> Figures:
+        """How it does."""
+        return self.scheduler.figures
+
     def submit(self, id: int, prompt_tokens: list[int], params: SamplingParams) -> None:
-        """Queue a request; RequestError if it cannot be computed or one of its id has not ended."""
+        """Queue a request; RequestError if it cannot be computed or one of its id has not ended, QueueFullError if too
+        many wait."""
         self.scheduler.add(begin(id, prompt_tokens, params, self.limits))
+
+    def embed(self, id: int, tokens: list[int]) -> None:
+        """Queue a request for the vector of `tokens`; RequestError as `submit`."""
+        self.scheduler.add(begin(id, tokens, SamplingParams(), self.limits, embeds=True))
 
     def cancel(self, id: int) -> Delta | None:
         """End a request and free its blocks. Its last news; None if it is unknown or has ended."""
         return self.scheduler.cancel(id)
 
-    def step(self) -> list[Delta]:
-        """One turn: choose the work, run it on every rank, hand out the tokens."""
+    def step(self) -> list[Delta | Vector]:
+        """One turn: choose the work, run it on every rank, hand out the tokens and vectors."""
         work = self.scheduler.schedule()  # who advances, by how many tokens
         if work is None:
             return []
         self._tell(work.message)  # daemons wait in this same broadcast
-        logits = self.runner.run(work.message)
-        return self.scheduler.commit(work, sample(logits, work.sampled))
+        logits, states = self.runner.run(work.message, work.rows)
+        return self.scheduler.commit(work, sample(logits, work.sampled), embed(states, work.embedded))
 
     def stop(self) -> None:
         """Tell the other ranks that there are no more steps. A second call does nothing."""

@@ -19,8 +19,9 @@ def follow(runner: Runner, comm: Communicator, *, epoch: int = 0) -> None:
     Raises DesyncError for a message that is not the next one or cannot be run; nothing of it has run then.
     """
     limits = {
-        "context": runner.cache.context,
+        "context": runner.model.config.context,
         "blocks": runner.cache.blocks,
+        "block": runner.cache.block,
         "vocabulary": runner.model.config.vocabulary,
     }
     for step in count():

@@ -17,6 +17,7 @@ from ringlm.errors import DesyncError
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
+_Float = TypeVar("_Float", np.float32, np.float64)
 _Int = TypeVar("_Int", np.int32, np.intp)
 _VALUE, _ID = np.dtype("<f4"), np.dtype("<i4")  # as they travel
 
@@ -26,12 +27,13 @@ class Candidates(NamedTuple):
 
     values: Floats  # (n, k)
     ids: NDArray[np.int32]  # (n, k)
+    log_sums: Floats | None = None  # (n,), of exp(logit) over the vocabulary, where they were asked for
 
 
 Logits: TypeAlias = Candidates | Floats  # or (n, V), where column i is token i
 
 
-def select(row: Floats, k: int) -> Indices:
+def select(row: NDArray[_Float], k: int) -> Indices:
     """Indices of the best `k` of `row` (V,), of all if there are fewer: those above the last by index, then those
     equal to it. None of `row` may be NaN."""
     if k >= row.size:
@@ -48,7 +50,14 @@ def best(row: Floats, k: int) -> Indices:
     return found[np.argsort(-row[found], kind="stable")]
 
 
-def pick(logits: Tensor, k: int, first_id: int) -> Candidates:
+def log_probabilities(row: Floats) -> Floats:
+    """The natural logarithms of what the softmax makes of `row` (V,)."""
+    below: Floats = row - row.max()
+    below -= np.log(np.exp(below).sum())
+    return below
+
+
+def pick(logits: Tensor, k: int, first_id: int, log_sums: bool = False) -> Candidates:
     """The best `k` of each row of float32 `logits` (n, columns), of all if there are fewer; column 0 is token
     `first_id`."""
     k = min(k, logits.shape[1])
@@ -59,7 +68,8 @@ def pick(logits: Tensor, k: int, first_id: int) -> Candidates:
         values, found = pick_on_host(logits.numpy(), k)
     else:
         values, found = pick_on_device(logits, k)
-    return Candidates(values, (found + first_id).astype(np.int32))
+    sums = logits.logsumexp(dim=1).cpu().numpy() if log_sums else None
+    return Candidates(values, (found + first_id).astype(np.int32), sums)
 
 
 def pick_on_host(logits: Floats, k: int) -> tuple[Floats, Indices]:
@@ -95,24 +105,31 @@ def in_order(values: Floats, ids: NDArray[_Int]) -> tuple[Floats, NDArray[_Int]]
 
 
 def pack(candidates: Candidates) -> bytes:
-    """All values, then all ids, row by row, as little-endian float32 and int32."""
-    return candidates.values.astype(_VALUE).tobytes() + candidates.ids.astype(_ID).tobytes()
+    """All values, then all ids, row by row, then the log sums if there are any, as little-endian float32 and int32."""
+    values, ids, log_sums = candidates
+    data = values.astype(_VALUE).tobytes() + ids.astype(_ID).tobytes()
+    return data if log_sums is None else data + log_sums.astype(_VALUE).tobytes()
 
 
-def unpack(data: bytes, n: int, rank: int) -> Candidates:
+def unpack(data: bytes, n: int, rank: int, log_sums: bool = False) -> Candidates:
     """What `pack` made of `n` rows on `rank`; DesyncError for bytes that cannot be that."""
-    count, rest = divmod(len(data), _VALUE.itemsize + _ID.itemsize)
-    if rest or count % n:
+    sums = n * _VALUE.itemsize if log_sums else 0
+    count, rest = divmod(len(data) - sums, _VALUE.itemsize + _ID.itemsize)
+    if count < 0 or rest or count % n:
         raise DesyncError(f"rank {rank} sent {len(data)} bytes of candidates for {n} positions", rank)
     values = np.frombuffer(data, _VALUE, count).reshape(n, -1)
-    return Candidates(values, np.frombuffer(data, _ID, count, offset=values.nbytes).reshape(n, -1))
+    ids = np.frombuffer(data, _ID, count, offset=values.nbytes).reshape(n, -1)
+    return Candidates(values, ids, np.frombuffer(data, _VALUE, offset=len(data) - sums) if log_sums else None)
 
 
 def merge(parts: Sequence[Candidates], k: int) -> Candidates:
     """The best `k` of all ranks' candidates, given in rank order, which is that of their token ids."""
-    values, ids = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+    values, ids = (np.concatenate([part[index] for part in parts], axis=1) for index in range(2))
+    sums = [part.log_sums for part in parts if part.log_sums is not None]
+    with np.errstate(invalid="ignore"):  # damaged logits are told from their values
+        log_sums = np.logaddexp.reduce(sums, axis=0) if sums else None
     if k == 1:  # greedy, so in every step: a third of the time of sorting
         rows, first = np.arange(len(values))[:, None], values.argmax(axis=1)[:, None]
-        return Candidates(values[rows, first], ids[rows, first])
+        return Candidates(values[rows, first], ids[rows, first], log_sums)
     values, ids = in_order(values, ids)
-    return Candidates(values[:, :k], ids[:, :k])
+    return Candidates(values[:, :k], ids[:, :k], log_sums)

@@ -24,12 +24,14 @@ class SequenceStep(msgspec.Struct, frozen=True, array_like=True):
 
 class StepMessage(msgspec.Struct, frozen=True, array_like=True, tag_field="t", tag="step"):
     """One turn of the engine. `candidates` is how many of each rank's best logits to send to rank 0
-    for each wanted position; 0 sends all of them."""
+    for each wanted position; 0 sends all of them. With `log_sums` the logarithm of the sum of exp(logit) of all
+    follows the candidates."""
 
     epoch: int
     step: int
     sequences: list[SequenceStep]
     candidates: int = 0
+    log_sums: bool = False
 
 
 class StopMessage(msgspec.Struct, frozen=True, array_like=True, tag_field="t", tag="stop"):

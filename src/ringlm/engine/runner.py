@@ -3,15 +3,26 @@ requests, and not who sent the message."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from ringlm.engine.logits import Logits, merge, pack, pick, unpack
+from ringlm.engine.logits import Floats, Logits, merge, pack, pick, unpack
 from ringlm.engine.messages import StepMessage
 from ringlm.engine.step import batch_of
 from ringlm.models.cache import KVCache
 from ringlm.models.causal_lm import CausalLM
 from ringlm.parallel.communicator import Communicator
+
+
+class Found(NamedTuple):
+    """What a step gives on rank 0: the logits of the wanted positions, in order, and hidden states (rows, hidden_size);
+    None where none were wanted."""
+
+    logits: Logits | None
+    states: Floats | None
 
 
 class Runner:
@@ -22,24 +33,31 @@ class Runner:
         self.cache = cache
         self.comm = comm
 
-    def run(self, message: StepMessage) -> Logits | None:
-        """The logits of the wanted positions, in order; None where none are wanted, and on ranks other than 0."""
+    def run(self, message: StepMessage, rows: Sequence[int] = ()) -> Found:
+        """Run the step; on rank 0 `rows` of its tokens, laid end to end, are those whose hidden states are asked for.
+        Other ranks find nothing."""
         batch = batch_of(message, self.model.device)
-        local = self.model.forward(batch, self.cache)  # (wanted, this rank's vocabulary rows) float32
+        if not rows:
+            return Found(self._gather(message, self.model.forward(batch, self.cache)), None)
+        local, states = self.model.forward_states(batch, self.cache, rows)
+        return Found(self._gather(message, local), states.cpu().numpy())
+
+    def _gather(self, message: StepMessage, local: Tensor) -> Logits | None:
+        """On rank 0 what all ranks' `local` (wanted, this rank's vocabulary rows) are together."""
         if local.shape[0] == 0:
             return None
         if message.candidates:
-            return self._gather_candidates(local, message.candidates)
+            return self._gather_candidates(local, message.candidates, message.log_sums)
         return self._gather_all(local)
 
-    def _gather_candidates(self, local: Tensor, k: int) -> Logits | None:
-        candidates = pick(local, k, self.model.shard.vocabulary.start)
+    def _gather_candidates(self, local: Tensor, k: int, log_sums: bool) -> Logits | None:
+        candidates = pick(local, k, self.model.shard.vocabulary.start, log_sums)
         if self.comm.world_size == 1:
             return candidates
         parts = self.comm.gather_bytes(pack(candidates))
         if parts is None:
             return None
-        return merge([unpack(data, len(local), rank) for rank, data in enumerate(parts)], k)
+        return merge([unpack(data, len(local), rank, log_sums) for rank, data in enumerate(parts)], k)
 
     def _gather_all(self, local: Tensor) -> Logits | None:
         parts = self.comm.gather(local.contiguous())

@@ -1,108 +1,112 @@
-"""From logits to tokens, on rank 0. Knows distributions, not where the logits come from.
+"""From logits to tokens, on rank 0: how many of the logits a step needs, what each request does to its row, which token
+it draws. Knows not where the logits come from.
 
-The steps and their order are vLLM's: temperature, top_k, top_p (Holtzman et al., "The Curious Case of Neural
-Text Degeneration", 2020), min_p (Nguyen et al., "Turning Up the Heat", 2024). What a request draws depends
-on its own logits, parameters, seed and position: not on the batch, nor on how many candidates were sent.
+What a request draws depends on its own logits, parameters, tokens and seed: not on the batch, nor on how many
+candidates were sent. Probabilities that are told are those of the model's own logits, before anything is done to them.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from ringlm.engine.logits import Candidates, Floats, Indices, Logits, best, select
+from ringlm.engine.distribution import draw
+from ringlm.engine.logits import Candidates, Floats, Logits, best, log_probabilities
 from ringlm.engine.randomness import uniform
-from ringlm.engine.request import SamplingParams
+from ringlm.engine.request import TokenLogprob
 from ringlm.engine.sequence import Sequence
+from ringlm.engine.shaping import Shaping
 from ringlm.errors import RequestError
 
 MAX_CANDIDATES = 64  # with more, picking and merging them costs about what sending every logit does
 
-Weights = NDArray[np.float64]
+
+class Needed(NamedTuple):
+    """What a step needs of the logits to choose every sequence's next token; as StepMessage has it."""
+
+    candidates: int
+    log_sums: bool
 
 
-def candidates(sequences: list[Sequence]) -> int:
-    """How many of the best logits suffice to choose every sequence's next token; 0 if all are needed."""
-    needed = 1
+class Chosen(NamedTuple):
+    """A sequence's next token, and its probability where that was asked for."""
+
+    token: int
+    logprob: TokenLogprob | None = None
+
+
+def needed(sequences: list[Sequence]) -> Needed:
+    """How many of the best logits suffice; 0 candidates if all are needed."""
+    most, log_sums = 1, False
     for sequence in sequences:
-        params = sequence.params
-        if params.temperature > 0.0:
-            if not 0 < params.top_k <= MAX_CANDIDATES:
-                return 0
-            needed = max(needed, params.top_k)
-    return needed
+        if sequence.plain:
+            continue
+        params, shaping = sequence.params, sequence.shaping
+        count = 1 if params.temperature == 0.0 else params.top_k
+        if count <= 0 or (shaping is not None and not shaping.only_masks):
+            return Needed(0, False)
+        if shaping is not None:
+            count += len(shaping.masked(sequence.tokens))
+        if params.logprobs is not None:
+            log_sums, count = True, max(count, params.logprobs)
+        most = max(most, count)
+    return Needed(most, log_sums) if most <= MAX_CANDIDATES else Needed(0, False)
 
 
-def sample(logits: Logits | None, sequences: list[Sequence]) -> list[int | RequestError]:
+def sample(logits: Logits | None, sequences: list[Sequence]) -> list[Chosen | RequestError]:
     """The next token of each sequence, from its row of `logits` (None: no rows); an error where the row is
     unusable."""
     if logits is None:
         return []
     if isinstance(logits, Candidates):
-        values, ids = logits
+        values, ids, log_sums = logits
         leaders: list[int] = ids[:, 0].tolist()
         peaks: list[float] = values[:, 0].tolist()
     else:
-        values, ids = logits, None
+        values, ids, log_sums = logits, None, None
         leaders = values.argmax(axis=1).tolist()
         peaks = values[np.arange(len(values)), leaders].tolist()
-    chosen: list[int | RequestError] = []
+    chosen: list[Chosen | RequestError] = []
     for row, (sequence, leader, peak) in enumerate(zip(sequences, leaders, peaks, strict=True)):
         if not -np.inf < peak < np.inf:
             chosen.append(_unusable(sequence, peak))
-        elif sequence.params.temperature == 0.0:
-            chosen.append(leader)
+        elif sequence.plain:
+            chosen.append(Chosen(leader))
         else:
-            u = uniform(sequence.seed, len(sequence.tokens))
-            index = draw(values[row], sequence.params, u)
-            chosen.append(index if ids is None else int(ids[row, index]))
+            log_sum = None if log_sums is None else float(log_sums[row])
+            chosen.append(_choose(sequence, values[row], None if ids is None else ids[row], log_sum))
     return chosen
 
 
-def draw(row: Floats, params: SamplingParams, u: float) -> int:
-    """The index into `row` (V,) at which the distribution that `params` make of it passes `u` in [0, 1).
-
-    `row` holds finite values and -inf, its best one finite.
-    """
-    kept: Indices | None = None  # None: all
-    if params.top_k > 0:
-        kept = best(row, params.top_k)
-        row = row[kept]
-    weights = _weigh(row, row.max(), params.temperature)
-    if params.top_p < 1.0:
-        nucleus = _nucleus(row, weights, params)
-        weights = weights[nucleus]
-        kept = nucleus if kept is None else kept[nucleus]
-    if params.min_p > 0.0:
-        likely = np.flatnonzero(weights >= params.min_p * weights.max())
-        weights = weights[likely]
-        kept = likely if kept is None else kept[likely]
-    passed = np.cumsum(weights)
-    target = min(u * passed[-1], np.nextafter(passed[-1], 0.0))  # rounding may take u * total up to the total
-    index = int(np.searchsorted(passed, target, side="right"))
-    return index if kept is None else int(kept[index])
+def _choose(
+    sequence: Sequence, row: Floats, ids: NDArray[np.int32] | None, log_sum: float | None
+) -> Chosen | RequestError:
+    """The token, from the logits `row` (k,) of the tokens `ids`, or (V,) of all."""
+    params, shaping = sequence.params, sequence.shaping
+    shaped = row if shaping is None else shaping.apply(row, sequence.tokens, ids)
+    index = int(shaped.argmax())
+    if shaping is not None and not -np.inf < shaped[index] < np.inf:
+        excluded = shaped[index] == -np.inf
+        return _excluded(sequence, shaping) if excluded else _unusable(sequence, float(shaped[index]))
+    if params.temperature > 0.0:
+        index = draw(shaped, params, uniform(sequence.seed, len(sequence.tokens)))
+    token = index if ids is None else int(ids[index])
+    if params.logprobs is None:
+        return Chosen(token)
+    logs = log_probabilities(row) if log_sum is None else row - log_sum
+    top = best(row, params.logprobs) if params.logprobs else np.empty(0, np.intp)
+    likeliest = zip((top if ids is None else ids[top]).tolist(), logs[top].tolist(), strict=True)
+    return Chosen(token, TokenLogprob(token, float(logs[index]), [pair for pair in likeliest if pair[1] > -np.inf]))
 
 
-def _weigh(values: Floats, peak: float, temperature: float) -> Weights:
-    """exp((value - peak) / temperature): probabilities before division by their sum."""
-    weights = values.astype(np.float64)
-    weights -= peak
-    with np.errstate(over="ignore"):  # a tiny temperature: -inf is right
-        weights /= temperature
-    return np.exp(weights, out=weights)
-
-
-def _nucleus(row: Floats, weights: Weights, params: SamplingParams) -> Indices:
-    """The fewest indices whose weights make up the share `top_p` of the whole; at least one."""
-    goal = params.top_p * weights.sum()
-    size = 256  # the nucleus is seldom larger, and sorting everything takes milliseconds
-    while True:
-        first = max(row.size - size, 0)
-        values = np.sort(np.partition(row, first)[first:])[::-1]
-        passed = np.cumsum(_weigh(values, values[0], params.temperature))
-        if passed[-1] >= goal or first == 0:
-            return select(row, int(np.searchsorted(passed, goal)) + 1)
-        size *= 8
+def _excluded(sequence: Sequence, shaping: Shaping) -> RequestError:
+    names = " and ".join(shaping.masking(sequence.tokens))
+    return RequestError(
+        f"Nothing is left to choose for token {len(sequence.tokens)} of request {sequence.id}: every token that the "
+        f"model could write is excluded by {names}."
+    )
 
 
 def _unusable(sequence: Sequence, peak: float) -> RequestError:

@@ -1,5 +1,5 @@
 """One request on its way: its tokens so far, what of them is cached, when it ends. Rank 0 only; knows token
-ids, no scheduling, no torch."""
+ids, no scheduling, no tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ringlm.engine.request import SamplingParams, StopReason
+from ringlm.engine.request import SamplingParams, StopReason, TokenLogprob
+from ringlm.engine.shaping import Shaping
 from ringlm.errors import RequestError
 
 
@@ -36,10 +37,13 @@ class Delta(NamedTuple):
     id: int
     tokens: list[int]
     finish_reason: StopReason | None = None
-    prefill_s: float = 0.0  # from admission to the first token
+    prefill_s: float = 0.0  # from the (first) admission to the first token
     decode_s: float = 0.0  # from the first token to the last
     ring_s: float = 0.0  # time within collectives, of prefill_s + decode_s
     error: str | None = None  # what a RequestError says; finish_reason is then None
+    logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where they were asked for
+    queue_s: float = 0.0  # from submission to the (first) admission
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +51,8 @@ class Sequence:
     """A request's tokens and how far they are computed.
 
     Position i holds tokens[i]; the keys and values of the first `cached` positions lie in `blocks`.
-    `blocks` is replaced, never changed: step messages hold it.
+    `blocks` is replaced, never changed: step messages hold it. Of those the first `known` are in the prefix cache; they
+    hold the prefix that it knows by the number `prefix`.
     """
 
     id: int
@@ -56,9 +61,15 @@ class Sequence:
     seed: int
     stop_ids: frozenset[int]
     max_length: int  # of tokens
+    shaping: Shaping | None = None  # None: its logits stay as they are
+    embeds: bool = False  # its vector is asked for, and no token
     cached: int = 0
     blocks: list[int] = field(default_factory=list)
-    admitted: Moment | None = None
+    known: int = 0
+    prefix: int = 0
+    found: int = 0  # tokens of the prompt that were cached when it was first admitted
+    submitted: Moment | None = None
+    admitted: Moment | None = None  # for the first time
     first_token: Moment | None = None
 
     @property
@@ -66,15 +77,32 @@ class Sequence:
         """Tokens that are not cached: 1 while decoding."""
         return len(self.tokens) - self.cached
 
+    @property
+    def queue_s(self) -> float:
+        """How long it waited to be admitted; 0 if it has not been."""
+        return self.admitted.wall_s - self.submitted.wall_s if self.admitted and self.submitted else 0.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether its next token is the one of the best logit, and nothing else is asked."""
+        return self.params.temperature == 0.0 and self.shaping is None and self.params.logprobs is None
+
     def append(self, token: int) -> StopReason | None:
         """Take the next token; why the sequence ends with it, if it does."""
         self.tokens.append(token)
+        if self.shaping is not None:
+            self.shaping.add(token)
         if token in self.stop_ids:
             return StopReason.STOP
         return StopReason.LENGTH if len(self.tokens) >= self.max_length else None
 
     def ended(
-        self, now: Moment, tokens: list[int], reason: StopReason | None = None, error: str | None = None
+        self,
+        now: Moment,
+        tokens: list[int],
+        reason: StopReason | None = None,
+        error: str | None = None,
+        logprobs: tuple[TokenLogprob, ...] = (),
     ) -> Delta:
         """The last news, with the timings of the whole; those of a phase never reached are 0."""
         start = self.admitted or now
@@ -87,22 +115,31 @@ class Sequence:
             decode_s=now.wall_s - first.wall_s,
             ring_s=now.ring_s - start.ring_s,
             error=error,
+            logprobs=logprobs,
+            queue_s=self.queue_s,
+            cached_tokens=self.found,
         )
 
 
-def begin(id: int, prompt_tokens: list[int], params: SamplingParams, limits: Limits) -> Sequence:
-    """The sequence of a new request; RequestError for a prompt that cannot be computed.
+def begin(
+    id: int, prompt_tokens: list[int], params: SamplingParams, limits: Limits, *, embeds: bool = False
+) -> Sequence:
+    """The sequence of a new request; RequestError for a prompt that cannot be computed, or parameters that do not suit
+    the model.
 
     The last token generated is never fed back, so a prompt that fills the context still gets one.
     """
     _check_prompt(prompt_tokens, limits)
+    stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else limits.eos_token_ids)
     return Sequence(
         id=id,
         tokens=list(prompt_tokens),
         params=params,
         seed=secrets.randbits(64) if params.seed is None else params.seed,
-        stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else limits.eos_token_ids),
+        stop_ids=stop_ids,
         max_length=min(len(prompt_tokens) + params.max_tokens, limits.context + 1),
+        shaping=Shaping.of(params, prompt_tokens, stop_ids, limits.vocabulary),
+        embeds=embeds,
     )
 
 

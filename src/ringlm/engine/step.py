@@ -23,8 +23,9 @@ def batch_of(message: StepMessage, device: torch.device) -> Batch:
     return Batch.of([(part.tokens, part.start, part.blocks) for part in message.sequences], wanted, device)
 
 
-def check(message: StepMessage, *, context: int, blocks: int, vocabulary: int) -> None:
-    """DesyncError unless the message can be run with a cache of `blocks` blocks of `context` positions."""
+def check(message: StepMessage, *, context: int, blocks: int, block: int, vocabulary: int) -> None:
+    """DesyncError unless a model for `context` positions can run it with a cache of `blocks` blocks of `block`
+    positions."""
     if not message.sequences or message.candidates < 0:
         raise _malformed(message, f"{len(message.sequences)} sequences and {message.candidates} candidates")
     for part in message.sequences:
@@ -33,8 +34,8 @@ def check(message: StepMessage, *, context: int, blocks: int, vocabulary: int) -
             raise _malformed(message, f"positions {part.start} to {end} of {context}", part)
         if min(part.tokens) < 0 or max(part.tokens) >= vocabulary:
             raise _malformed(message, f"token ids outside 0 to {vocabulary - 1}", part)
-        if len(part.blocks) != 1 or not 0 <= part.blocks[0] < blocks:
-            raise _malformed(message, f"cache blocks {part.blocks} of {blocks}", part)
+        if end > len(part.blocks) * block or min(part.blocks) < 0 or max(part.blocks) >= blocks:
+            raise _malformed(message, f"positions up to {end} in cache blocks {part.blocks} of {blocks}", part)
         if any(not 0 <= index < len(part.tokens) for index in part.wanted):
             raise _malformed(message, f"logits of {part.wanted} of {len(part.tokens)} tokens", part)
 

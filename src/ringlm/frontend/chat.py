@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from ringlm.engine.request import SamplingParams, StopReason
 from ringlm.errors import RequestError
 from ringlm.frontend import console
-from ringlm.frontend.session import Completion, Session
+from ringlm.frontend.answer import Completion
+from ringlm.frontend.session import Session
 from ringlm.paths import state_dir
 
 if TYPE_CHECKING:
@@ -75,13 +76,13 @@ class Chat:
         system = [{"role": "system", "content": self._system}] if self._system else []
         try:
             generation = self._session.chat(system + self._messages, self._params)
-            try:
-                with generation:
-                    for piece in generation.pieces():
-                        console.write(piece.text)
-            except KeyboardInterrupt:
-                pass  # the answer has ended; the conversation goes on
-            completion = generation.result()
+            with generation:
+                try:
+                    console.answer(generation.pieces())
+                except KeyboardInterrupt:  # ends the answer; the conversation goes on
+                    generation.cancel()
+                    console.answer(generation.pieces())
+                completion = generation.result()
         except RequestError as error:
             self._messages.pop()
             hint = " Or /clear the conversation." if self._messages else ""

@@ -13,11 +13,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ringlm import __version__
+from ringlm import __version__, logs
 from ringlm.cluster.parent import watch_parent
 from ringlm.errors import RingLMError
 from ringlm.frontend import console
 from ringlm.frontend.options import EngineOptions, engine_options
+from ringlm.frontend.server.options import ServeOptions
 
 
 class Commands(TyperGroup):
@@ -80,6 +81,22 @@ def run(
     min_p: Annotated[
         float, typer.Option(metavar="P", help="Leave out what is below P of the likeliest.", **_PROMPT)
     ] = 0.0,
+    typical_p: Annotated[
+        float, typer.Option(metavar="P", help="Choose among the most typical that make up P.", **_PROMPT)
+    ] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(metavar="X", help="Above 1: avoid what is in the prompt or the answer.", **_PROMPT)
+    ] = 1.0,
+    presence_penalty: Annotated[
+        float, typer.Option(metavar="X", help="Above 0: avoid what is in the answer.", **_PROMPT)
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(metavar="X", help="The same, for each time that it is there.", **_PROMPT)
+    ] = 0.0,
+    min_tokens: Annotated[int, typer.Option(metavar="N", help="The shortest answer.", **_PROMPT)] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.", **_PROMPT)
+    ] = None,
     seed: Annotated[int | None, typer.Option(metavar="S", help="The same seed, the same answer.", **_PROMPT)] = None,
     chat_template: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A Jinja template in place of the model's.", **_PROMPT)
@@ -96,16 +113,42 @@ def run(
     from ringlm.frontend.run import run as run_command
 
     params = SamplingParams(
-        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        stop=stop or (),
+        seed=seed,
     )
     run_command(engine, RunOptions(prompt, interactive, json, throughput, chat_template), params)
 
 
 @app.command(
+    help="Serve the OpenAI API over HTTP, on this machine or as rank 0 of a ring.\n\n"
+    "In a ring every rank is started with the same command; those but rank 0 are daemons and heed none of the "
+    "server's options. Ctrl-C or SIGTERM ends it after the answers under way, and a second one at once.",
+    epilog="Example: ringlm launch -n 2 -- serve -m demo --port 8000",
+)
+@engine_options
+def serve(engine: EngineOptions, options: ServeOptions) -> None:
+    from ringlm.frontend.server.lifecycle import serve as serve_command
+
+    serve_command(engine, options)
+
+
+@app.command(
     help="Measure tokens per second, on this machine or as one rank of a ring.\n\n"
     "In llama-bench's words: pp512 is a prompt of 512 random tokens, tg128 an answer of 128. In a ring every rank is "
-    "started with the same command; rank 0 measures. 'ringlm bench comm' measures the links alone.",
-    epilog="Example: ringlm launch -n 2 -- bench -m model.gguf --quant int4 --concurrency 1,4",
+    "started with the same command; rank 0 measures. With --url it measures a server that speaks OpenAI's API, "
+    "ringlm's or another's: pp512+tg128 is a whole request. 'ringlm bench comm' measures the links alone.",
+    epilog="Examples: ringlm launch -n 2 -- bench -m model.gguf --quant int4 --concurrency 1,4\n\n"
+    "ringlm bench --url http://127.0.0.1:8000/v1 --concurrency 1,4,16",
 )
 @engine_options
 def bench(
@@ -116,6 +159,16 @@ def bench(
         str, typer.Option(metavar="N,N,…", help="Requests at the same time, a row for each.", **_BENCH)
     ] = "1",
     repeat: Annotated[int, typer.Option("-r", metavar="N", help="Rounds after a warm-up.", **_BENCH)] = 5,
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Measure the server whose API begins here; -m is its model's id.", **_BENCH),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", envvar="RINGLM_API_KEY", help="What that server asks for.", **_BENCH)
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the rows: a PNG or SVG file.", **_BENCH)
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.", **_BENCH)
     ] = False,
@@ -123,7 +176,7 @@ def bench(
     from ringlm.frontend.bench import BenchOptions
     from ringlm.frontend.bench import bench as bench_command
 
-    bench_command(engine, BenchOptions(prompt, tokens, concurrency, repeat, json))
+    bench_command(engine, BenchOptions(prompt, tokens, concurrency, repeat, url, api_key, plot, json))
 
 
 @app.command(
@@ -220,6 +273,8 @@ def main(arguments: list[str] | None = None) -> int:
     # BadParameter is public; the bases are not, and where they live depends on typer's version.
     usage_error: Any = typer.BadParameter.__mro__[1]
     try:
+        if logs.as_json():
+            logs.inherit()
         status = app(args=arguments, prog_name="ringlm", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0

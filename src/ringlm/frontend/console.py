@@ -7,14 +7,18 @@ terminals only; NO_COLOR is honoured.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ringlm.frontend.session import Completion
+from ringlm import logs
+from ringlm.frontend.answer import Completion, Piece
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+log = logging.getLogger("ringlm")
 
 # C0 controls, DEL and C1 would let a model's words command the terminal: shown as symbols instead.
 _CONTROLS = (
@@ -35,14 +39,33 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+def answer(pieces: Iterable[Piece]) -> None:
+    """An answer to stdout as it comes; on a terminal its reasoning before it, dimmed."""
+    for piece in pieces:
+        if piece.reasoning and sys.stdout.isatty():
+            _console(on_stderr=False).print(escape(piece.reasoning), style="dim", end="")
+        write(piece.text)
+
+
 def note(text: str, style: str = "dim") -> None:
     """A line to the user, beside the answer."""
     sys.stdout.flush()
     stderr().print(escape(text), style=style)
 
 
+def notice(text: str) -> None:
+    """A line about what goes on, where nobody may be looking."""
+    if logs.as_json():
+        log.warning(text)
+    else:
+        note(f"ringlm: {text}")
+
+
 def fail(kind: str, message: str) -> None:
     """The one line of an error."""
+    if logs.as_json():
+        log.error("%s%s", f"{kind}: " if kind else "", message)
+        return
     name = f"ringlm: {kind}: " if kind else "ringlm: "
     sys.stdout.flush()
     console = stderr()

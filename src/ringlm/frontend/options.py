@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -135,26 +136,36 @@ class EngineOptions:
 
 
 def engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A typer command whose first parameter is an EngineOptions, with that one's fields as options of its own."""
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    types = get_type_hints(EngineOptions, include_extras=True)
-    fields = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name]
-        )
-        for field in dataclasses.fields(EngineOptions)
-    ]
-    names = {field.name for field in fields}
+    """A typer command whose first parameter is an EngineOptions, with that one's fields as options of its own; those of
+    any other dataclass among its parameters likewise."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())
+    groups = {each.name: _fields(each.annotation) for each in own if dataclasses.is_dataclass(each.annotation)}
+    rest = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own if each.name not in groups]
+    engine, *others = groups.values()
+    shown = [*engine[:2], *itertools.chain(*others), *rest, *engine[2:]]
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
-        engine = EngineOptions(**{name: values.pop(name) for name in names})
-        command(engine, **values)
+        for parameter in own:
+            if parameter.name in groups:
+                fields = {field.name: values.pop(field.name) for field in groups[parameter.name]}
+                values[parameter.name] = parameter.annotation(**fields)
+        command(**values)
 
-    ours = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-    wrapper.__signature__ = inspect.Signature(fields[:2] + ours + fields[2:])  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in (*fields, *ours)}
+    wrapper.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return wrapper
+
+
+def _fields(options: Any) -> list[inspect.Parameter]:
+    """A dataclass's fields as a command's parameters."""
+    types = get_type_hints(options, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name]
+        )
+        for field in dataclasses.fields(options)
+    ]
 
 
 def split_weights(text: str) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from ringlm.errors import ConfigError
 from ringlm.frontend import console
 from ringlm.frontend.model import resolve
 from ringlm.frontend.options import split_weights
+from ringlm.models.sizes import BLOCK
 from ringlm.parallel.shard import RankShard
 from ringlm.weights.files import ModelFiles, open_model
 
@@ -78,8 +79,8 @@ def plan(options: PlanOptions) -> None:
 def summary(files: ModelFiles, proposal: Proposal, memory: list[Memory]) -> dict[str, Any]:
     """The JSON object; ranges are [first, behind the last]."""
     settings, plan, holdings = proposal
-    assert settings.max_seqs is not None
-    fit = fits(holdings, memory, settings.max_seqs)
+    assert settings.blocks is not None
+    fit = fits(holdings, memory, settings.blocks)
     return {
         "model": files.name,
         "adapter": files.adapter_name,
@@ -88,13 +89,14 @@ def summary(files: ModelFiles, proposal: Proposal, memory: list[Memory]) -> dict
         "quant": settings.quant,
         "context": settings.context,
         "max_seqs": settings.max_seqs,
+        "cache_tokens": settings.blocks * BLOCK,
         "ranks": [
             {
                 "rank": rank,
                 **msgspec.to_builtins(shard),
                 "weights_bytes": holdings[rank].weights,
-                "cache_bytes": holdings[rank].sequence * settings.max_seqs,
-                "total_bytes": holdings[rank].total(settings.max_seqs),
+                "cache_bytes": holdings[rank].block * settings.blocks,
+                "total_bytes": holdings[rank].total(settings.blocks),
                 "free_bytes": memory[rank].free,
                 "fits": fit[rank],
             }
@@ -139,9 +141,10 @@ def _show(result: dict[str, Any], together: bool) -> None:
         for rank in result["ranks"]
     ]
     weights = result["dtype"] if result["quant"] == "none" else f"{result['quant']} weights"
-    sequences = "1 sequence" if result["max_seqs"] == 1 else f"{result['max_seqs']} sequences"
+    sequences = "1 sequence" if result["max_seqs"] == 1 else f"{result['max_seqs']} sequences, each"
+    cache = f"cache in {result['dtype']} for {result['cache_tokens']:,} tokens"
     model = result["model"] if result["adapter"] is None else f"{result['model']} with {result['adapter']}"
-    title = f"{model}, {weights}, cache in {result['dtype']} for {sequences} of {result['context']:,} tokens"
+    title = f"{model}, {weights}, {cache} (at most {sequences} of {result['context']:,})"
     names = [field.replace("_", " ") for field in counts]
     console.table(title, ["rank", *names, "weights", "cache", "sum", "free", "fits"], rows)
     if together:

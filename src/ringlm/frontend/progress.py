@@ -41,7 +41,7 @@ class StartUp:
             )
         elif progress.stage not in _STAGES and progress.stage not in self._told:
             self._told.add(progress.stage)
-            console.note(f"ringlm: {progress.stage}")
+            console.notice(progress.stage)
 
     def __enter__(self) -> StartUp:
         if self._bars is not None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import ConfigError, RequestError
 from ringlm.frontend import console
+from ringlm.frontend.answer import Completion
 from ringlm.frontend.chat import Chat
 from ringlm.frontend.options import EngineOptions
 from ringlm.frontend.progress import StartUp
-from ringlm.frontend.session import Completion, Session
+from ringlm.frontend.session import Session
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +65,7 @@ def _answer(session: Session, prompt: str, params: SamplingParams, options: RunO
         generation = session.complete(prompt, params)
     with generation:
         if not options.json:
-            for piece in generation.pieces():
-                console.write(piece.text)
+            console.answer(generation.pieces())
             console.write("\n")
         completion = generation.result()
     if options.json:
@@ -77,7 +77,10 @@ def _answer(session: Session, prompt: str, params: SamplingParams, options: RunO
 def _json(completion: Completion, session: Session) -> str:
     import json
 
-    fields = dataclasses.asdict(completion) | {
+    answer = dataclasses.asdict(completion)
+    (choice,) = answer.pop("choices")
+    fields = answer | {
+        "reasoning": choice["reasoning"],
         "world_size": session.ready.world_size,
         "model": session.ready.model,
     }

@@ -1,80 +1,49 @@
-"""From text to an engine and back: a request's way, and what became of it. Knows one engine, no terminal.
+"""From text to an engine: what a request asks for, in token ids. Knows one engine, no terminal and no HTTP.
 
     text or messages -> token ids -> engine -> tokens -> text, piece by piece
 
-One thread uses a session. Any number of its requests may run at once.
+Any thread and any event loop may use a session, and any number of its requests may run at once.
 """
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import operator
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
-from ringlm.cluster.messages import Output, Progress, Ready
-from ringlm.engine.request import SamplingParams, StopReason
-from ringlm.errors import ModelError, RequestError
+from ringlm.cluster.messages import Embedding, Output, Progress, Ready, Stats
+from ringlm.engine.request import SamplingParams, TokenLogprob
+from ringlm.errors import ModelError, RequestError, RingLMError
+from ringlm.frontend.answer import Logprob
+from ringlm.frontend.generation import Generation
+from ringlm.frontend.params import check_tokens, for_engine
+from ringlm.frontend.reply import Reply
 from ringlm.frontend.stops import StopStrings
+from ringlm.frontend.switchboard import Engine, Switchboard
+from ringlm.frontend.writer import Text, Writer
 
 if TYPE_CHECKING:
     from ringlm.cluster.spec import EngineSpec
-    from ringlm.frontend.detokenizer import Detokenizer
+    from ringlm.frontend.conversation import Message, Tool
     from ringlm.frontend.model import Model
-    from ringlm.frontend.tokenizer import Message, Tokenizer
-
-_POLL_S = 1.0  # how often a wait looks up, so that Ctrl-C is noticed on every platform
-
-
-class Engine(Protocol):
-    """What a session needs of `ringlm.cluster.client.EngineClient`."""
-
-    ready: Ready
-
-    def submit(self, prompt_tokens: list[int], params: SamplingParams) -> int: ...
-    def cancel(self, request: int) -> None: ...
-    def next_event(self, timeout_s: float | None = None) -> Output | None: ...
-    def close(self) -> None: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """News of an answer: text, the tokens since the last piece, and at its end why it ended."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """A whole answer. Rates are tokens per second, 0 when there was nothing to measure.
-
-    `tokens_per_s` counts from the first token to the last; `ring_share` is the part of the time
-    that rank 0 spent in collectives, from 0 to 1.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    prompt_tokens_per_s: float = 0.0
-    tokens_per_s: float = 0.0
-    ring_share: float = 0.0
+    from ringlm.frontend.tokenizer import Tokenizer
+    from ringlm.frontend.tools.parser import AnswerParser
 
 
 class Session:
-    """A tokenizer and an engine, ready for requests. Ends every rank when it is closed."""
+    """A tokenizer and an engine, ready for requests. Ends every rank when it is closed, at the interpreter's end, or
+    once nobody holds it and nothing runs."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
-        self._live: dict[int, Generation] = {}
+        self._switchboard = Switchboard(engine)
+        self._end = weakref.finalize(self, self._switchboard.close)
 
     @classmethod
     def start(
@@ -104,6 +73,11 @@ class Session:
         return self._engine.ready
 
     @property
+    def failure(self) -> RingLMError | None:
+        """What has ended the engine, if it has ended."""
+        return self._switchboard.failure
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """Raises ModelError for a model that has none."""
         if self._tokenizer is None:
@@ -113,19 +87,50 @@ class Session:
             )
         return self._tokenizer
 
+    def stats(self) -> Stats | None:
+        """How the engine does: the newest figures, a second old at most while it works; None before the first."""
+        return self._engine.stats
+
     def complete(self, prompt: str | Sequence[int], params: SamplingParams) -> Generation:
         """Go on from a text or from token ids. Raises RequestError for a prompt that cannot be used."""
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _ids(prompt)
-        return self._submit(tokens, params, continues=True)
+        return self._submit(self._tokens(prompt), params, continues=True)
 
-    def chat(self, messages: Sequence[Message], params: SamplingParams) -> Generation:
-        """Answer a conversation in the model's chat template. Raises RequestError, ModelError."""
-        return self._submit(self.tokenizer.chat(messages), params, continues=False)
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        *,
+        tools: Sequence[Tool] = (),
+        tool_choice: str = "auto",
+        **template_variables: Any,
+    ) -> Generation:
+        """Answer a conversation in the model's chat template, with OpenAI's `tools` at hand unless `tool_choice` is
+        'none'. Raises RequestError, ModelError."""
+        if tool_choice not in ("auto", "none"):
+            raise RequestError(f"tool_choice is {tool_choice!r}; not supported yet: it must be 'auto' or 'none'.")
+        offered = tools if tool_choice == "auto" else ()
+        tokens = self.tokenizer.chat(messages, offered, **template_variables)
+        parser = partial(self.tokenizer.answer_parser, tokens, offered)
+        return self._submit(tokens, params, continues=False, parser=parser)
+
+    def embed(self, prompt: str | Sequence[int]) -> Reply[Embedding]:
+        """The vector of a text or of token ids. Raises RequestError as `complete` does."""
+        tokens = self._tokens(prompt)
+        self._check_prompt(tokens)
+        reply: Reply[Embedding] = Reply()
+
+        def listen(news: Output | Embedding | RingLMError) -> None:
+            if isinstance(news, Embedding):
+                reply.set_result(news)
+            elif isinstance(news, RingLMError):
+                reply.set_exception(news)
+
+        self._switchboard.ask(partial(self._engine.embed, tokens), listen)
+        return reply
 
     def close(self) -> None:
-        """End every rank. Idempotent."""
-        self._live.clear()
-        self._engine.close()
+        """End every rank; requests under way end with a RingError. Idempotent."""
+        self._end()
 
     def __enter__(self) -> Session:
         return self
@@ -135,169 +140,60 @@ class Session:
     ) -> None:
         self.close()
 
-    def _submit(self, tokens: list[int], params: SamplingParams, continues: bool) -> Generation:
-        _check(tokens, self.ready)
-        stops = (params.stop,) if isinstance(params.stop, str) else tuple(params.stop)
-        if stops and self._tokenizer is None:
-            raise RequestError("stop strings need a tokenizer, and this model has none; use stop_token_ids.")
-        ends = () if params.ignore_eos or self._tokenizer is None else self._tokenizer.eos_token_ids
-        # Stop strings are searched for here; the engine knows token ids only.
-        sent = params.replace(stop=(), stop_token_ids=(*params.stop_token_ids, *ends))
-        request = self._engine.submit(tokens, sent)
-        detokenizer = self._tokenizer.detokenizer(continues) if self._tokenizer else None
-        generation = Generation(self, request, len(tokens), detokenizer, StopStrings(stops))
-        self._live[request] = generation
+    def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        try:
+            return [operator.index(token) for token in prompt]  # numpy's are welcome too
+        except TypeError:
+            raise RequestError("a prompt is a text or a list of token ids, which are whole numbers.") from None
+
+    def _check_prompt(self, tokens: list[int]) -> None:
+        if not tokens:
+            raise RequestError("the prompt is empty; give at least one token.")
+        if len(tokens) >= self.ready.context:
+            raise RequestError(
+                f"the prompt has {len(tokens):,} tokens and the context holds {self.ready.context:,}, the answer "
+                "included; shorten it, or give --context more."
+            )
+        check_tokens(tokens, self.ready.vocabulary)
+
+    def _submit(
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        continues: bool,
+        parser: Callable[[], AnswerParser | None] = lambda: None,
+    ) -> Generation:
+        """`continues`: the text goes on from a prompt; `parser` makes one for each answer."""
+        self._check_prompt(tokens)
+        asked = for_engine(params, self._tokenizer, self.ready.vocabulary)
+        writers = []
+        for index in range(len(asked)):
+            text = None
+            if self._tokenizer is not None:
+                parsing = parser()
+                detokenizer = self._tokenizer.detokenizer(continues, parsing.markers if parsing else frozenset())
+                text = Text(detokenizer, StopStrings(params.stop), params.min_tokens, parsing)
+            writers.append(Writer(index, text, None if params.logprobs is None else self._named))
+        generation = Generation(len(tokens), params, writers, self._cancel)
+        try:
+            for writer, each in zip(writers, asked, strict=True):
+                listener = partial(generation.hear, writer)
+                generation.requests.append(self._switchboard.ask(partial(self._engine.submit, tokens, each), listener))
+        except BaseException:
+            generation.cancel()
+            raise
         return generation
 
     def _cancel(self, request: int) -> None:
-        self._engine.cancel(request)
+        self._switchboard.cancel(request)  # a method of the session's, so that it lives while its requests do
 
-    def _pump(self) -> None:
-        """Wait a moment for news and hand it to the request that it is for."""
-        output = self._engine.next_event(_POLL_S)
-        generation = self._live.get(output.id) if output is not None else None
-        if output is None or generation is None:
-            return
-        generation._feed(output)
-        if output.finish_reason is not None or output.error is not None:
-            del self._live[output.id]
+    def _named(self, told: TokenLogprob) -> Logprob:
+        """A token's logprob in words; they are empty without a tokenizer."""
 
+        def named(token: int, logprob: float, top: tuple[Logprob, ...] = ()) -> Logprob:
+            data = b"" if self._tokenizer is None else self._tokenizer.spelling(token)
+            return Logprob(token, data.decode(errors="replace"), data, logprob, top)
 
-class Generation:
-    """One request on its way. `pieces` streams it, `result` waits for its end, `close` ends it early.
-
-    As a context manager it is closed at the end of the block, whatever happens in it.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        request: int,
-        prompt_tokens: int,
-        detokenizer: Detokenizer | None,
-        stops: StopStrings,
-    ) -> None:
-        self.prompt_tokens = prompt_tokens
-        self._session = session
-        self._request = request
-        self._detokenizer = detokenizer
-        self._stops = stops
-        self._pieces: collections.deque[Piece] = collections.deque()
-        self._texts: list[str] = []
-        self._token_ids: list[int] = []
-        self._told = 0  # how many of them are in pieces
-        self._reason: StopReason | None = None
-        self._last: Output | None = None  # the engine's last word
-
-    def pieces(self) -> Iterator[Piece]:
-        """The answer as it comes. Ending the iteration early ends the request.
-
-        Raises RequestError when the engine refuses it, or the error that ended the engine.
-        """
-        try:
-            while True:
-                while self._pieces:
-                    yield self._pieces.popleft()
-                if self._reason is not None:
-                    return
-                self._wait()
-        finally:
-            self.close()
-
-    def result(self) -> Completion:
-        """Everything, once the answer has ended. Raises as `pieces` does."""
-        while self._last is None:
-            self._wait()
-        self._raise_refusal()
-        last, count = self._last, len(self._token_ids)
-        busy_s = last.prefill_s + last.decode_s
-        return Completion(
-            text="".join(self._texts),
-            token_ids=tuple(self._token_ids),
-            finish_reason=str(self._reason),
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=count,
-            prompt_tokens_per_s=self.prompt_tokens / last.prefill_s if last.prefill_s > 0 else 0.0,
-            tokens_per_s=(count - 1) / last.decode_s if last.decode_s > 0 and count > 1 else 0.0,
-            ring_share=last.ring_s / busy_s if busy_s > 0 else 0.0,
-        )
-
-    def close(self) -> None:
-        """End the request if it runs, and wait until the engine has let go of it. Idempotent."""
-        if self._reason is None and self._last is None:
-            self._end(StopReason.CANCELED, tell_engine=True)
-        while self._last is None and self._request in self._session._live:
-            self._session._pump()
-
-    def __enter__(self) -> Generation:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _wait(self) -> None:
-        self._session._pump()
-        self._raise_refusal()
-
-    def _raise_refusal(self) -> None:
-        if self._last is not None and self._last.error is not None:
-            raise RequestError(self._last.error)
-
-    def _feed(self, output: Output) -> None:
-        """Take the engine's news: tokens become text until the answer has ended."""
-        if output.error is not None or output.finish_reason is not None:
-            self._last = output
-        if output.error is not None or self._reason is not None:
-            return
-        # The token that stopped the engine is no part of the text, special or not.
-        silent = len(output.tokens) - 1 if output.finish_reason is StopReason.STOP else len(output.tokens)
-        text = []
-        for index, token in enumerate(output.tokens):
-            self._token_ids.append(token)
-            if self._detokenizer is not None and index < silent:
-                text.append(self._stops.push(self._detokenizer.push((token,))))
-            if self._stops.found is not None:
-                break
-        if self._stops.found is not None:
-            self._end(StopReason.STOP, "".join(text), tell_engine=output.finish_reason is None)
-        elif output.finish_reason is not None:
-            if self._detokenizer is not None:
-                text.append(self._stops.push(self._detokenizer.finish()) + self._stops.finish())
-            self._end(output.finish_reason, "".join(text), tell_engine=False)
-        elif self._detokenizer is None or any(text):
-            self._tell("".join(text))
-
-    def _end(self, reason: StopReason, text: str = "", *, tell_engine: bool) -> None:
-        self._reason = reason
-        self._tell(text)
-        if tell_engine:
-            self._session._cancel(self._request)
-
-    def _tell(self, text: str) -> None:
-        self._texts.append(text)
-        tokens = tuple(self._token_ids[self._told :])
-        self._told = len(self._token_ids)
-        self._pieces.append(Piece(text, tokens, None if self._reason is None else str(self._reason)))
-
-
-def _ids(prompt: Sequence[int]) -> list[int]:
-    """Plain integers; numpy's are welcome too."""
-    try:
-        return [operator.index(token) for token in prompt]
-    except TypeError:
-        raise RequestError("a prompt is a text or a list of token ids, which are whole numbers.") from None
-
-
-def _check(tokens: list[int], ready: Ready) -> None:
-    if not tokens:
-        raise RequestError("the prompt is empty; give at least one token.")
-    if len(tokens) >= ready.context:
-        raise RequestError(
-            f"the prompt has {len(tokens):,} tokens and the context holds {ready.context:,}, the answer included; "
-            "shorten it, or give --context more."
-        )
-    wrong = next((token for token in tokens if not 0 <= token < ready.vocabulary), None)
-    if wrong is not None:
-        raise RequestError(f"{wrong} is no token id; this model has 0 to {ready.vocabulary - 1:,}.")
+        return named(told.token, told.logprob, tuple(named(*likely) for likely in told.top))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class StopStrings:
@@ -29,7 +29,7 @@ class StopStrings:
             _, at, self.found = min(ends)
             self._held = ""
             return text[:at]
-        keep = self._beginning(text)
+        keep = beginning(text, self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -38,9 +38,10 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _beginning(self, text: str) -> int:
-        """How many of the last characters may be the beginning of a stop string."""
-        for size in range(min(len(text), len(self._stops[0]) - 1), 0, -1):
-            if any(stop.startswith(text[-size:]) for stop in self._stops):
-                return size
-        return 0
+
+def beginning(text: str, words: Sequence[str]) -> int:
+    """How many of the last characters of `text` may be the beginning of one of `words`."""
+    for size in range(min(len(text), max(map(len, words), default=1) - 1), 0, -1):
+        if any(word.startswith(text[-size:]) for word in words):
+            return size
+    return 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -31,15 +31,17 @@ def byte_alphabet() -> dict[str, int]:
 
 
 class TokenBytes:
-    """token_bytes[id] is what token `id` adds to the text; nothing for special and unknown ids.
+    """token_bytes[id] is what token `id` adds to the text; nothing for unknown ids, and for special ones unless named
+    in `keep`.
 
     `strips_space`: the decoder drops one space at the start of a text. Raises ModelError for a
     tokenizer whose decoder is not one of a language model's.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, keep: Collection[str] = ()) -> None:
         self._tokenizer = tokenizer
-        self._special = frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+        added = tokenizer.get_added_tokens_decoder()
+        self._silent = frozenset(i for i, token in added.items() if token.special and token.content not in keep)
         self._cache: dict[int, bytes] = {}
         steps = list(_steps(tokenizer))
         kinds = {step["type"] for step in steps}
@@ -67,7 +69,7 @@ class TokenBytes:
 
     def _bytes(self, token: int) -> bytes:
         name = self._tokenizer.id_to_token(token)
-        if name is None or token in self._special:
+        if name is None or token in self._silent:
             return b""
         if self._alphabet is not None:
             # An added token may be spelled in plain text; then its own bytes are meant.

@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from ringlm.errors import ConfigError, ModelError, RequestError
 from ringlm.frontend import gguf_tokenizer
+from ringlm.frontend.conversation import Message, Tool, for_template, one_call_each, schemas
 from ringlm.frontend.detokenizer import Detokenizer
 from ringlm.frontend.model import Model
 from ringlm.frontend.token_bytes import TokenBytes
+from ringlm.frontend.tools.formats import ToolFormat, reasoning, tool_format
+from ringlm.frontend.tools.parser import AnswerParser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Message = Mapping[str, Any]  # {"role": …, "content": …}, as in the OpenAI API
+_TAIL = 16  # tokens of a prompt, enough for the word at its end
 
 
 class Tokenizer:
@@ -34,7 +37,7 @@ class Tokenizer:
         self._name = name
         self._template = template  # where it is, for messages
         self._backend = fast.backend_tokenizer
-        self._token_bytes: TokenBytes | None = None
+        self._token_bytes: dict[frozenset[str], TokenBytes] = {}  # by the special tokens that are kept
 
     @classmethod
     def open(cls, model: Model, chat_template: Path | None = None) -> Tokenizer | None:
@@ -73,7 +76,8 @@ class Tokenizer:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer, says the tokenizer; the model's configuration may have more."""
-        return () if self._fast.eos_token_id is None else (self._fast.eos_token_id,)
+        ends = (self._fast.eos_token_id, self._backend.token_to_id("<|eom_id|>"))  # this one after a call, in Llama 3
+        return tuple(end for end in ends if end is not None)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """The ids of `text`; with `special`, those that begin and end every text are added (such as BOS).
@@ -87,21 +91,32 @@ class Tokenizer:
         ids: list[int] = self._backend.encode(text, add_special_tokens=special).ids
         return ids
 
-    def chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:
+    def chat(self, messages: Sequence[Message], tools: Sequence[Tool] = (), **variables: Any) -> list[int]:
         """The ids of a conversation in the model's template, ready for the assistant's answer.
 
-        `variables` reach the template. Raises ModelError without a template, RequestError when it
-        refuses the messages.
+        `tools` and `variables` reach the template. Raises ModelError without a template, RequestError when it
+        refuses the messages, and for tools where it knows none or calls of them would not be understood.
         """
         self.check_chat_template()
+        offered, plain = schemas(tools), for_template(messages)
+        try:
+            text = self._rendered(plain, tools, variables)
+        except RequestError:
+            apart = one_call_each(plain)
+            if len(apart) == len(plain):
+                raise
+            plain, text = apart, self._rendered(apart, tools, variables)
+        if offered and text == self._rendered(plain, (), variables):
+            raise RequestError(f"{self._name}: {self._template} knows no tools; ask without tools, or another model.")
+        self._calling(tools)
+        return self.encode(text, special=False)
+
+    def _rendered(self, messages: list[dict[str, Any]], tools: Sequence[Tool], variables: Mapping[str, Any]) -> str:
         from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
         try:
-            text = self._fast.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=True,
-                **variables,
+            text: str = self._fast.apply_chat_template(
+                messages, tools=list(tools) or None, tokenize=False, add_generation_prompt=True, **variables
             )
         except TemplateSyntaxError as error:
             raise ModelError(f"{self._name}: {self._template}, line {error.lineno}: {error.message}.") from error
@@ -110,18 +125,51 @@ class Tokenizer:
             raise RequestError(
                 f"{self._name}: {self._template}{line} refuses these messages: {error or type(error).__name__}"
             ) from error
-        return self.encode(text, special=False)
+        return text
+
+    def answer_parser(self, prompt: Sequence[int], tools: Sequence[Tool] = ()) -> AnswerParser | None:
+        """What tells reasoning, text and calls of `tools` apart in one answer to `prompt`, which `chat` has made; None
+        where all is text. The detokenizer is to keep its `markers`."""
+        calling, marks = self._calling(tools), reasoning(self._template_for(tools))
+        if calling is None and marks is None:
+            return None
+        end = self._backend.decode(prompt[-_TAIL:], skip_special_tokens=False).rstrip()
+        return AnswerParser(calling, schemas(tools), marks, opened=marks is not None and end.endswith(marks.opening))
+
+    def _calling(self, tools: Sequence[Tool]) -> ToolFormat | None:
+        """How this model calls `tools`; None when there are none. Raises RequestError where it cannot."""
+        if not tools:
+            return None
+        found = tool_format(self._template_for(tools))
+        if found is None:
+            raise RequestError(
+                f"{self._name}: how {self._template} writes calls of tools is not known here; docs/tools.md lists the "
+                "formats that are. Ask without tools."
+            )
+        return found
+
+    def _template_for(self, tools: Sequence[Tool]) -> str:
+        text: str = self._fast.get_chat_template(tools=list(tools) or None)
+        return text
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""
         detokenizer = self.detokenizer()
         return detokenizer.push(ids) + detokenizer.finish()
 
-    def detokenizer(self, continues: bool = False) -> Detokenizer:
-        """A stream of text; `continues` when it goes on from a prompt rather than begins a text."""
-        if self._token_bytes is None:
-            self._token_bytes = TokenBytes(self._backend)
-        return Detokenizer(self._token_bytes, continues)
+    def detokenizer(self, continues: bool = False, keep: frozenset[str] = frozenset()) -> Detokenizer:
+        """A stream of text; `continues` when it goes on from a prompt rather than begins a text. Of special tokens it
+        has those named in `keep`."""
+        return Detokenizer(self._spellings(keep), continues)
+
+    def spelling(self, token: int) -> bytes:
+        """The bytes that `token` adds to a text; the name of one that adds none."""
+        return self._spellings()[token] or (self._backend.id_to_token(token) or "").encode()
+
+    def _spellings(self, keep: frozenset[str] = frozenset()) -> TokenBytes:
+        if keep not in self._token_bytes:
+            self._token_bytes[keep] = TokenBytes(self._backend, keep)
+        return self._token_bytes[keep]
 
 
 def _from_folder(folder: Path) -> PreTrainedTokenizerFast | None:

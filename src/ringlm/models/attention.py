@@ -1,10 +1,11 @@
 """Causal attention over the cache for a batch of sequences of unequal lengths. Knows nothing of ranks: it sees
 this rank's heads, `kv_heads` groups of equally many query heads.
 
-One new token in float32 on the CPU is a single call of compiled code (attention_kernel.py). Elsewhere a group's
-query heads become the rows of one product with its key-value head (`enable_gqa` is nine times slower on the CPU);
-longer spans go in blocks of QUERY_ROWS positions, each against just the keys that it may see, so that a mask never
-exceeds QUERY_ROWS x context, nor QUERY_ROWS x (QUERY_ROWS + window) where layers see a window only.
+One new token each of some sequences is a single call, on the CPU of compiled code (attention_kernel.py), elsewhere of
+torch's, over keys gathered from all of them. A single sequence needs no gathering: its group's query heads become the
+rows of one product with the key-value head (`enable_gqa` is nine times slower on the CPU). Longer spans go in blocks of
+QUERY_ROWS positions, each against just the keys that it may see, so that a mask never exceeds QUERY_ROWS x context, nor
+QUERY_ROWS x (QUERY_ROWS + window) where layers see a window only.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ringlm.models.batch import Batch, Span
-from ringlm.models.cache import KVCache
+from ringlm.models.cache import Kept, KVCache
 from ringlm.models.kinds import AttentionKind
 from ringlm.models.rope import RopeTable, rotate
 
 QUERY_ROWS: Final = 256
+_COMPILED: Final = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}  # and how the kernel is told
 
 
 class Angles(NamedTuple):
@@ -34,45 +37,93 @@ class Angles(NamedTuple):
 
 @dataclass(frozen=True)
 class _Several:
-    """A span of several tokens, with its views of the cache by layer."""
+    """A span of several tokens, and where the cache has it."""
 
     span: Span
-    past: tuple[Tensor, ...]  # (2, kv_heads, start + length, head_dim)
-    room: tuple[Tensor, ...]  # (2, kv_heads, length, head_dim)
+    kept: Kept
 
 
 class _Singles:
-    """The spans of one token, where compiled code does all that a token needs in one call."""
+    """The spans of one token, where compiled code does all that they need in one call."""
 
-    def __init__(self, spans: Sequence[Span], cache: KVCache, query_heads: int, kv_heads: int) -> None:
+    def __init__(self, spans: Sequence[Span], cache: KVCache, dtype: torch.dtype, heads: tuple[int, int]) -> None:
         from ringlm.models.attention_kernel import attend
 
-        self._attend, self._context = attend, cache.context
-        self._heads = query_heads, kv_heads
-        self._spans = [(span.offset, span.start, cache.addresses(span)) for span in spans]
-        longest = max((span.start for span in spans), default=0)
-        group = query_heads // kv_heads if kv_heads else 0
-        self._scores = torch.empty(group * (longest + 8))
+        self._attend, self._like = attend, _COMPILED[dtype]
+        query_heads, kv_heads = heads
+        self._heads, self._positions = heads, cache.positions
+        self._caches = cache.addresses() if kv_heads else []
+        tokens, runs = [], list[tuple[int, int]]()
+        for span in spans:
+            mine = cache.runs(span)
+            tokens.append((span.offset, span.start, len(runs), len(mine)))
+            runs += mine
+        self._tokens, self._runs = np.array(tokens, np.int64), np.array(runs, np.int64)
+        longest = max(span.start for span in spans)
+        size = 2 * (query_heads + kv_heads) * cache.head_dim + query_heads // max(1, kv_heads) * (longest + 8)
+        self._scratch = torch.empty(size, dtype=torch.float32)
+        self._given = self._tokens.ctypes.data, len(tokens), self._runs.ctypes.data
+        self._room = self._scratch.data_ptr()
 
     def __call__(self, layer: int, layers: _Layers, qkv: Tensor, out: Tensor) -> None:
-        size, row_bytes = qkv.shape[2], qkv.stride(0) * 4
-        heads, result, scores = qkv.data_ptr(), out.data_ptr(), self._scores.data_ptr()
         cosines, sines, rotary = layers.turn
-        for row, position, addresses in self._spans:
-            self._attend(
-                heads + row * row_bytes, cosines + row * rotary * 4, sines + row * rotary * 4, *addresses[layer],
-                *self._heads, size, rotary, self._context, position, layers.window, layers.scale, layers.soft_cap,
-                scores, result + row * out.stride(0) * 4,
-            )  # fmt: skip
+        rows, stride, size = qkv.shape[0], qkv.stride(0), qkv.shape[2]
+        self._attend(
+            qkv.data_ptr(), rows, stride, cosines, sines, *self._caches[layer], *self._given, *self._heads, size,
+            rotary, self._positions, layers.window, layers.scale, layers.soft_cap, self._room, out.data_ptr(),
+            self._like,
+        )  # fmt: skip
+
+
+class _Gathered:
+    """The spans of one token where there is no compiled code: one call for all, over copies of what they see."""
+
+    def __init__(self, spans: Sequence[Span], cache: KVCache, kinds: Sequence[_Layers], heads: tuple[int, int]) -> None:
+        device = kinds[0].angles.cos.device
+        self._layers, self._heads = cache.layers, sum(heads)
+        self._kv_heads = heads[1]
+        pages = torch.nn.utils.rnn.pad_sequence([torch.tensor(cache.pages(span)) for span in spans], batch_first=True)
+        pages = pages.to(device)
+        self._rows = torch.tensor([span.offset for span in spans], device=device)
+        last = torch.tensor([span.start for span in spans], device=device)[:, None]
+        longest = max(span.start for span in spans) + 1
+        self._new = self._places(pages, last, cache.block)[:, 0]
+        self._kinds = {}
+        for kind in kinds:
+            seen = min(longest, kind.window)
+            positions = last - torch.arange(seen - 1, -1, -1, device=device)  # (n, seen), before the first: negative
+            mask = torch.zeros(positions.shape, dtype=kind.angles.cos.dtype, device=device)
+            mask.masked_fill_(positions < 0, -torch.inf)
+            places = self._places(pages, positions.clamp_(min=0), cache.block).flatten()
+            angles = kind.angles.cos[self._rows], kind.angles.sin[self._rows]
+            self._kinds[kind] = places, mask[:, None, None], angles
+
+    def __call__(self, layer: int, layers: _Layers, qkv: Tensor, out: Tensor) -> None:
+        places, mask, angles = self._kinds[layers]
+        mine = qkv[self._rows]  # (n, query_heads + 2 * kv_heads, size)
+        count, _, size = mine.shape
+        kv_heads, queries = self._kv_heads, self._heads - self._kv_heads
+        rotate(mine[:, : self._heads], *angles)
+        cache = self._layers[layer]
+        cache.index_copy_(2, self._new, mine[:, queries:].view(count, 2, kv_heads, size).permute(1, 2, 0, 3))
+        past = cache.index_select(2, places).view(2, kv_heads, count, -1, size)
+        keys, values = past.transpose(1, 2).unbind(0)  # (n, kv, seen, size)
+        mixed = _attend(mine[:, :queries].view(count, kv_heads, -1, size), keys, values, mask, layers)
+        out[self._rows] = mixed.reshape(count, -1)
+
+    @staticmethod
+    def _places(pages: Tensor, positions: Tensor, block: int) -> Tensor:
+        """Where in the cache the sequences' positions (n, any) lie; pages (n, most blocks)."""
+        return pages.gather(1, positions // block) * block + positions % block
 
 
 class _Layers:
     """What the layers of one kind share in a step: angles, and the mask."""
 
-    def __init__(self, kind: AttentionKind, angles: Angles, spans: Sequence[Span], context: int) -> None:
+    def __init__(self, kind: AttentionKind, angles: Angles, spans: Sequence[Span], positions: int) -> None:
         self.angles, self.scale, self.soft_cap = angles, kind.scale, kind.soft_cap or 0.0
         self.turn = angles.cos.data_ptr(), angles.sin.data_ptr(), angles.cos.shape[2]
-        self.window = min(kind.window or context, context)  # positions that a token sees, itself included
+        self.window = min(kind.window or positions, positions)  # positions that a token sees, itself included
         last = ((self.seen_before(_last_block(span)), span.length) for span in spans if span.length > 1)
         masked = [before for before, length in last if self._needs_mask(before, min(length, QUERY_ROWS))]
         self._before = max(masked, default=0)
@@ -102,8 +153,8 @@ class _Layers:
 
 
 class AttentionStep:
-    """What all layers of one forward share: views of the cache, and for each of `kinds`, given with its rope's table,
-    angles and mask."""
+    """What all layers of one forward share: where the cache has the spans, and for each of `kinds`, given with its
+    rope's table, angles and mask."""
 
     def __init__(
         self,
@@ -116,17 +167,19 @@ class AttentionStep:
         self.query_heads, self.kv_heads = query_heads, kv_heads
         tables = dict.fromkeys(table for _, table in kinds)
         angles = {table: Angles(*table.at(batch.positions)) for table in tables}
-        self._kinds = [_Layers(kind, angles[table], batch.spans, cache.context) for kind, table in kinds]
-        like = kinds[0][1].cos
-        compiled = like.dtype is torch.float32 and like.is_cpu
-        singles = [span for span in batch.spans if span.length == 1] if compiled else []
-        self._singles = _Singles(singles, cache, query_heads, kv_heads) if singles else None
-        self._several = [
-            _Several(span, cache.past(span), cache.room(span)) for span in batch.spans if span not in singles
-        ]
+        self._kinds = [_Layers(kind, angles[table], batch.spans, cache.positions) for kind, table in kinds]
+        like, heads = kinds[0][1].cos, (query_heads, kv_heads)
+        singles = [span for span in batch.spans if span.length == 1]
+        self._singles: _Singles | _Gathered | None = None
+        if singles and like.is_cpu and like.dtype in _COMPILED:
+            self._singles = _Singles(singles, cache, like.dtype, heads)
+        elif len(singles) > 1:
+            self._singles = _Gathered(singles, cache, self._kinds, heads)
+        rest = batch.spans if self._singles is None else [span for span in batch.spans if span.length > 1]
+        self._several = [_Several(span, cache.kept(span)) for span in rest]
 
     def __call__(self, layer: int, kind: int, qkv: Tensor) -> Tensor:
-        """qkv (T, query_heads + 2 * kv_heads, head_dim), which this overwrites, to (T, query_heads * head_dim), in
+        """qkv (T, query_heads + 2 * kv_heads, head_dim), which this may overwrite, to (T, query_heads * head_dim), in
         layer `layer` of the cache, which is of the kind with index `kind`."""
         tokens, _, size = qkv.shape
         out = qkv.new_empty(tokens, self.query_heads * size)
@@ -141,16 +194,18 @@ class AttentionStep:
         return out
 
     def _one_span(self, layer: int, layers: _Layers, several: _Several, qkv: Tensor, rows: slice, out: Tensor) -> None:
-        """Several tokens of a sequence: turn them, keep their keys and values, and attend."""
+        """A sequence's tokens: turn them, keep their keys and values, and attend."""
         heads, (length, _, size) = self.query_heads, qkv.shape
         rotate(qkv[:, : heads + self.kv_heads], layers.angles.cos[rows], layers.angles.sin[rows])
         new = qkv[:, heads:].view(length, 2, self.kv_heads, size).permute(1, 2, 0, 3)  # (2, kv, length, size)
-        several.room[layer].copy_(new)
+        several.kept.keep(layer, new)
         queries = qkv[:, :heads].view(length, self.kv_heads, -1, size)  # (length, kv, group, size)
         mixed = out.view(length, self.kv_heads, -1, size)
-        past, start = several.past[layer], several.span.start
+        start = several.span.start
+        before = layers.seen_before(start)
+        past = several.kept.past(layer, start - before)  # (2, kv, before + length, size)
         if length == 1:
-            keys, values = past[:, None, :, start - layers.seen_before(start) :].unbind(0)
+            keys, values = past[:, None].unbind(0)
             mixed.copy_(_attend(queries, keys, values, None, layers))  # (1, kv, group, size)
         else:
             self._many(queries, layers, start, past, mixed)
@@ -158,10 +213,11 @@ class AttentionStep:
     def _many(self, queries: Tensor, layers: _Layers, start: int, past: Tensor, out: Tensor) -> None:
         """A span of several tokens, QUERY_ROWS at a time; keys are shared by a group through a stride of 0."""
         length, group = queries.shape[0], queries.shape[2]
+        behind = past.shape[2] - length  # how many keys there are before `start`
         for first in range(0, length, QUERY_ROWS):
             rows = min(QUERY_ROWS, length - first)
             before = layers.seen_before(start + first)
-            seen = slice(start + first - before, start + first + rows)
+            seen = slice(behind + first - before, behind + first + rows)
             keys, values = past[:, :, None, seen].expand(-1, -1, group, -1, -1).unbind(0)
             block = queries[first : first + rows].permute(1, 2, 0, 3)
             mixed = _attend(block, keys, values, layers.mask(before, rows), layers, causal=True)

@@ -1,9 +1,10 @@
-"""The keys and values of past positions. Only this module and attention.py know how they lie in memory:
-for now a block is one slot that holds a whole sequence."""
+"""The keys and values of past positions, in blocks that sequences take one by one. Only this module and attention.py
+know how they lie in memory."""
 
 from __future__ import annotations
 
-import math
+from itertools import chain
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,55 +12,112 @@ from torch import Tensor
 from ringlm.models.batch import Span
 
 
-class KVCache:
-    """Room for `blocks` sequences of `context` positions in every layer, of this rank's key-value heads.
+class Together(NamedTuple):
+    """A span whose blocks follow one another: views by layer, made by one call for all."""
 
-    One tensor (blocks, layers, 2, kv_heads, context, head_dim), a block's memory in one piece, so that one
-    call makes the views of a sequence in all layers. Pages are touched when first written.
+    room: tuple[Tensor, ...]  # (2, kv_heads, length, head_dim): the span's own positions
+    through: tuple[Tensor, ...]  # (2, kv_heads, start + length, head_dim): all up to its last
+
+    def keep(self, layer: int, new: Tensor) -> None:
+        """Write the span's own keys and values (2, kv_heads, length, head_dim)."""
+        self.room[layer].copy_(new)
+
+    def past(self, layer: int, first: int) -> Tensor:
+        """Keys and values of the positions from `first` up to the span's last: (2, kv_heads, positions, head_dim)."""
+        return self.through[layer][:, :, first:]
+
+
+class Scattered(NamedTuple):
+    """A span whose blocks lie apart: its positions are gathered as they are read."""
+
+    layers: tuple[Tensor, ...]  # (2, kv_heads, positions of the cache, head_dim)
+    places: Tensor  # int64 (start + length,): where in the cache each position lies
+    start: int
+
+    def keep(self, layer: int, new: Tensor) -> None:
+        """As Together's."""
+        self.layers[layer].index_copy_(2, self.places[self.start :], new)
+
+    def past(self, layer: int, first: int) -> Tensor:
+        """As Together's, a copy."""
+        return self.layers[layer].index_select(2, self.places[first:])
+
+
+Kept: TypeAlias = Together | Scattered
+
+
+class KVCache:
+    """Room for `blocks` blocks of `block` positions in every layer, of this rank's key-value heads.
+
+    One tensor (layers, 2, kv_heads, blocks * block, head_dim): blocks that follow one another are one run of
+    positions. Pages of a CPU's memory are touched when first written.
     """
 
     def __init__(
         self,
         *,
         blocks: int,
+        block: int,
         layers: int,
         kv_heads: int,
-        context: int,
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.blocks = blocks
-        self.context = context
-        shape = (blocks, layers, 2, kv_heads, context, head_dim)
-        self._data = torch.empty(shape, dtype=dtype, device=device)
+        self.blocks, self.block, self.head_dim = blocks, block, head_dim
+        self.positions = blocks * block
+        self._data = torch.empty((layers, 2, kv_heads, self.positions, head_dim), dtype=dtype, device=device)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of address space; memory is taken as positions are written."""
+        """Bytes of address space; a CPU's memory is taken as positions are written."""
         return self._data.nbytes
 
-    def past(self, span: Span) -> tuple[Tensor, ...]:
-        """Per layer a view (2, kv_heads, start + length, head_dim): keys and values up to the span's last position."""
-        return self._data[self._slot(span), :, :, :, : span.start + span.length].unbind(0)
+    @property
+    def layers(self) -> tuple[Tensor, ...]:
+        """Per layer a view (2, kv_heads, positions, head_dim)."""
+        return self._data.unbind(0)
 
-    def room(self, span: Span) -> tuple[Tensor, ...]:
-        """Per layer a view (2, kv_heads, length, head_dim): where the span's own keys and values go."""
-        return self._data[self._slot(span), :, :, :, span.start : span.start + span.length].unbind(0)
+    def addresses(self) -> list[tuple[int, int]]:
+        """Per layer where keys and values begin, each (kv_heads, positions, head_dim)."""
+        first = self._data.data_ptr()
+        layer, half = (stride * self._data.element_size() for stride in self._data.stride()[:2])
+        return [(first + index * layer, first + index * layer + half) for index in range(len(self._data))]
 
-    def addresses(self, span: Span) -> list[tuple[int, int]]:
-        """Per layer where the sequence's keys and values begin, each (kv_heads, context, head_dim)."""
-        block = self._slot(span)
-        _, layers, _, *rest = self._data.shape
-        size = math.prod(rest) * self._data.element_size()
-        first = self._data.data_ptr() + block * layers * 2 * size
-        return [(first + layer * 2 * size, first + (layer * 2 + 1) * size) for layer in range(layers)]
-
-    def _slot(self, span: Span) -> int:
-        (block,) = span.blocks
-        if not (0 <= block < self.blocks and 0 <= span.start <= self.context - span.length):
+    def pages(self, span: Span) -> tuple[int, ...]:
+        """The blocks of the span's sequence up to the span's last position. Raises IndexError for what lies outside
+        the cache."""
+        end = span.start + span.length
+        blocks = span.blocks[: -(-end // self.block)]
+        if not (span.start >= 0 and end <= len(blocks) * self.block and 0 <= min(blocks) <= max(blocks) < self.blocks):
             raise IndexError(
-                f"positions {span.start} to {span.start + span.length} of block {block} are outside a cache of "
-                f"{self.blocks} blocks of {self.context} positions"
+                f"positions {span.start} to {end} of blocks {list(blocks)} are outside a cache of {self.blocks} blocks "
+                f"of {self.block} positions"
             )
-        return block
+        return blocks
+
+    def runs(self, span: Span) -> list[tuple[int, int]]:
+        """The same as (place of the first, count) of positions that follow one another."""
+        blocks, size, end = self.pages(span), self.block, span.start + span.length
+        first = blocks[0]
+        if blocks == tuple(range(first, first + len(blocks))):
+            return [(first * size, end)]
+        runs: list[tuple[int, int]] = []
+        for index, block in enumerate(blocks):
+            count = min(size, end - index * size)
+            if index and block == blocks[index - 1] + 1:
+                place, before = runs[-1]
+                runs[-1] = place, before + count
+            else:
+                runs.append((block * size, count))
+        return runs
+
+    def kept(self, span: Span) -> Kept:
+        """Where the span's keys and values go, and its sequence's are read. Raises IndexError."""
+        runs = self.runs(span)
+        if len(runs) == 1:
+            first, count = runs[0]
+            mine = self._data[:, :, :, first : first + count]
+            return Together(mine[:, :, :, span.start :].unbind(0), mine.unbind(0))
+        places = list(chain.from_iterable(range(first, first + count) for first, count in runs))
+        return Scattered(self.layers, torch.tensor(places, device=self._data.device), span.start)

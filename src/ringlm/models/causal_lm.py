@@ -17,6 +17,7 @@ from ringlm.models.cache import KVCache
 from ringlm.models.config import ModelConfig
 from ringlm.models.kinds import AttentionKind
 from ringlm.models.rope import RopeTable
+from ringlm.models.sizes import BLOCK
 from ringlm.parallel.linear import ColumnParallel, VocabularyParallel
 from ringlm.parallel.shard import RankShard
 
@@ -53,13 +54,13 @@ class CausalLM:
         """Where the shard is, and where batches belong."""
         return self._angles.device
 
-    def new_cache(self, blocks: int) -> KVCache:
-        """An empty cache for `blocks` sequences of `config.context` positions."""
+    def new_cache(self, blocks: int, block: int = BLOCK) -> KVCache:
+        """An empty cache of `blocks` blocks of `block` positions."""
         return KVCache(
             blocks=blocks,
+            block=block,
             layers=len(self.shard.layers),
             kv_heads=len(self.shard.kv_heads),
-            context=self.config.context,
             head_dim=self.config.head_dim,
             dtype=self._angles.dtype,
             device=self._angles.device,
@@ -69,12 +70,27 @@ class CausalLM:
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Logits of the wanted rows over this rank's vocabulary, float32 (W, vocabulary rows); the cache grows by
         the batch's positions. Raises IndexError for positions outside the cache."""
+        return self._logits(self._hidden(batch, cache)[batch.wanted])
+
+    @torch.inference_mode()
+    def forward_states(self, batch: Batch, cache: KVCache, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """`forward`, and the hidden states of the batch's `rows` after the last norm, float32 (rows, hidden_size). It
+        communicates as `forward` does."""
+        hidden, norm = self._hidden(batch, cache), self._head.prologue
+        assert norm is not None
+        return self._logits(hidden[batch.wanted]), norm(hidden[list(rows)]).float()
+
+    def _hidden(self, batch: Batch, cache: KVCache) -> Tensor:
+        """What the layers make of the batch, (T, hidden_size)."""
         hidden = self._embedding(batch.tokens)  # (T, hidden_size)
         if self._embedding_scale is not None:
             hidden.mul_(self._embedding_scale)
         step = AttentionStep(batch, cache, self._attention, len(self.shard.query_heads), len(self.shard.kv_heads))
         for block in self._blocks:
             block.forward(hidden, step)
-        logits = self._head(hidden[batch.wanted]).float()
+        return hidden
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = self._head(hidden).float()
         cap = self.config.logit_cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

@@ -16,6 +16,7 @@ from ringlm.weights.source import Form
 
 # Old checkpoints hold rotary frequencies, which are computed; some tied ones repeat the head.
 IGNORED: Final = (".rotary_emb.inv_freq", "lm_head.weight")
+BLOCK: Final = 64  # positions of a block of the cache
 _DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -65,20 +66,25 @@ _VOCABULARY: Final = ("model.embed_tokens", "lm_head")  # packed in 8 bits where
 
 
 class Holding(NamedTuple):
-    """One rank's bytes: its weights as they are held, and the cache of one sequence."""
+    """One rank's bytes: its weights as they are held, and one block of the cache."""
 
     weights: int
-    sequence: int
+    block: int
 
-    def total(self, sequences: int) -> int:
-        """With the cache of so many."""
-        return self.weights + sequences * self.sequence
+    def total(self, blocks: int) -> int:
+        """With a cache of so many."""
+        return self.weights + blocks * self.block
+
+
+def blocks_for(positions: int) -> int:
+    """How many blocks hold so many positions of a sequence."""
+    return -(-positions // BLOCK)
 
 
 def holdings(
-    files: ModelFiles, plan: ShardPlan, devices: Sequence[str], *, dtype: str, context: int, bits: int | None
+    files: ModelFiles, plan: ShardPlan, devices: Sequence[str], *, dtype: str, bits: int | None
 ) -> list[Holding]:
-    """By rank, what `load_model` would hold on its device, and a cache of `context` positions."""
+    """By rank, what `load_model` would hold on its device, and a block of the cache."""
     config, tensors = read_config(files.config), files.tensors
     ignored = tuple(name for name in IGNORED if config.tied or name != "lm_head.weight")
     named = [_Named.of(name, files, config, bits) for name in tensors.names() if not name.endswith(ignored)]
@@ -99,8 +105,8 @@ def holdings(
             dense += rank * sum(map(len, tensor.part(shard, whole))) * item
         lanes = _lanes(device)
         held = sum(-(-rows // lanes) * lanes * blocks * form.nbytes for (_, blocks, form), rows in packed.items())
-        positions = 2 * len(shard.layers) * len(shard.kv_heads) * context
-        found.append(Holding(dense + held, positions * config.head_dim * item))
+        vectors = 2 * len(shard.layers) * len(shard.kv_heads) * BLOCK
+        found.append(Holding(dense + held, vectors * config.head_dim * item))
     return found
 
 

@@ -7,7 +7,7 @@ attention knows where a sequence ends. transformers' caches and masks are not us
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -127,12 +127,21 @@ class TransformersLM(CausalLM):
     @torch.inference_mode()
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """As CausalLM's; scales and caps of logits are the family's own."""
+        logits: Tensor = self._run(batch, cache).logits[0].float()
+        return logits
+
+    @torch.inference_mode()
+    def forward_states(self, batch: Batch, cache: KVCache, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """As CausalLM's."""
+        found = self._run(batch, cache, output_hidden_states=True)
+        return found.logits[0].float(), found.hidden_states[-1][0, list(rows)].float()
+
+    def _run(self, batch: Batch, cache: KVCache, **asked: bool) -> Any:
         self._attending.begin(batch, cache)
-        found = self._model(
+        return self._model(
             input_ids=batch.tokens[None],
             position_ids=batch.positions[None],
             use_cache=False,
             logits_to_keep=batch.wanted,
+            **asked,
         )
-        logits: Tensor = found.logits[0].float()
-        return logits

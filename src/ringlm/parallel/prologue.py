@@ -1,12 +1,14 @@
 """What is done to activations right before a product: a norm, or an MLP's gate. A layer knows its prologue, so that a
 packed matrix can do it in the same call. And the norms at other places: of a sum, of heads. Knows no matrices.
 
-For float32 on the CPU all are compiled (kernels/rows.py): torch takes 17 us for a norm that takes 1.
+On the CPU all are compiled for float32 (kernels/rows.py), where torch takes 17 us for a norm that takes 1; half types
+are widened for a norm, which is then three times faster than torch's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -23,14 +25,18 @@ class RmsNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, size) to (T, size)."""
-        if not _compiled(x):
+        if not x.is_cpu:
             return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps).to(x.dtype)
         from ringlm.parallel.kernels.rows import rms_norm
 
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        rms_norm(x.data_ptr(), self.weight.data_ptr(), *x.shape, self.eps, out.data_ptr())
-        return out
+        wide = x.float().contiguous()
+        out = torch.empty_like(wide)
+        rms_norm(wide.data_ptr(), self._wide_weight.data_ptr(), *x.shape, self.eps, out.data_ptr())
+        return out.to(x.dtype)
+
+    @cached_property
+    def _wide_weight(self) -> Tensor:
+        return self.weight.float()
 
     def add_to(self, residual: Tensor, x: Tensor) -> None:
         """residual (T, size) += the norm of x (T, size)."""
@@ -40,7 +46,7 @@ class RmsNorm:
         from ringlm.parallel.kernels.rows import add_rms_norm
 
         x = x.contiguous()
-        add_rms_norm(x.data_ptr(), self.weight.data_ptr(), *x.shape, self.eps, residual.data_ptr())
+        add_rms_norm(x.data_ptr(), self._wide_weight.data_ptr(), *x.shape, self.eps, residual.data_ptr())
 
 
 def norm_heads(qkv: Tensor, queries: RmsNorm, query_heads: int, keys: RmsNorm, kv_heads: int) -> None:

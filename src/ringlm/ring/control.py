@@ -28,11 +28,14 @@ _GRACE_S = 2.0
 
 class Beat(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
     """Alive. `progress` counts steps; `busy`: computing, so the count should grow; `call` is that of
-    the collective this rank is in, or empty."""
+    the collective this rank is in, or empty. `clock` is the sender's, in seconds, and `echo` the receiver's, as the
+    sender knows it by the last beat from there: what that clock is ahead of it is the round trip."""
 
     progress: int
     busy: bool
     call: Annotated[bytes, msgspec.Meta(max_length=wire.CALL_BYTES)] = b""
+    clock: float = 0.0
+    echo: float | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -80,6 +83,8 @@ class _Peer:
         self.progress = -1
         self.moved = heard  # when its counter last grew, or it was idle
         self.call = b""
+        self.offset: float | None = None  # of its clock to ours, less the way of its last beat
+        self.round_trip_s: float | None = None
         self.left = False
         self.relayed = relayed
         self.ended = math.inf  # when its link did
@@ -136,6 +141,11 @@ class ControlPlane:
                 self._on_failure(error)
                 self._failed.set()
             return self.failure or error
+
+    def round_trip_s(self, rank: int) -> float | None:
+        """Of the last beat to `rank` and back, for which both have one; None if there was none yet, or no link."""
+        peer = self._peers.get(rank)
+        return None if peer is None else peer.round_trip_s
 
     def settle(self, error: PeerError, wait_s: float = 1.0) -> PeerError:
         """End the ring because of `error`, or because of what lies behind it. A link also closes, and a peer
@@ -205,10 +215,12 @@ class ControlPlane:
 
     def _beat(self) -> None:
         if self._heartbeat.alive():
-            beat = Beat(*self._heartbeat.progress(), self._call())
+            progress, busy = self._heartbeat.progress()
+            call, clock = self._call(), time.monotonic()
             with self._lock:
                 for peer in self._peers.values():
-                    self._send(peer, beat)
+                    echo = None if peer.offset is None else clock + peer.offset
+                    self._send(peer, Beat(progress, busy, call, clock, echo))
 
     def _judge(self, now: float) -> None:
         """Fail because of the first peer that is silent or stuck, or because all wait for each other."""
@@ -272,6 +284,9 @@ class ControlPlane:
             if message.progress != peer.progress or not message.busy:
                 peer.progress, peer.moved = message.progress, peer.heard
             peer.call = message.call
+            peer.offset = message.clock - peer.heard
+            if message.echo is not None:
+                peer.round_trip_s = peer.heard - message.echo
         elif isinstance(message, Bye):
             peer.left = True
         else:

@@ -148,6 +148,7 @@ class Lane:
             return False
         except OSError as error:
             raise self.link.lost(error) from error
+        self.link.sent += sent
         head = len(self._head)
         self._head, self._body = self._head[sent:], self._body[max(0, sent - head) :]
         return True
@@ -185,6 +186,7 @@ class Lane:
         got = self.link.sock.recvmsg_into(buffers, 0, _NOW)[0]
         if got == 0:
             raise self.link.lost()
+        self.link.received += got
         return got
 
     def _begin(self) -> None:

@@ -51,12 +51,13 @@ class Mailbox:
 class Link:
     """A tuned, connected socket to rank `peer`, which `name` names in errors."""
 
-    __slots__ = ("_scratch", "_slices", "header", "mailbox", "name", "peer", "sock")
+    __slots__ = ("_scratch", "_slices", "header", "mailbox", "name", "peer", "received", "sent", "sock")
 
     def __init__(self, sock: socket.socket, peer: int, name: str) -> None:
         self.sock = sock
         self.peer = peer
         self.name = name
+        self.sent = self.received = 0  # bytes, those of headers included
         self.header = bytearray(HEADER_BYTES)  # of the frame under way
         self.mailbox = Mailbox()
         self._scratch: torch.Tensor | None = None

@@ -55,10 +55,15 @@ class Mesh:
         swap = self._swaps.get(key) or self._prepare(*key)
         add = add and swap.adds
         if swap(call, flat.data_ptr(), add):
+            for link in self._ordered:
+                link.sent += swap.whole
+                link.received += swap.whole
             return [] if add else swap.contributions
         out, rest = wire.view(flat), []
         for index, (link, body) in enumerate(zip(self._ordered, swap.bodies, strict=True)):
             sent, got, right = swap.progress(index)
+            link.sent += sent
+            link.received += got
             if not right:
                 lane = Lane(link, call, self.segment_bytes, self.rank)
                 lane.resume(call + wire.digest(out), out, sent)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from ringlm.errors import PeerError, PeerLostError, RingError
 from ringlm.ring.address import is_loopback
@@ -27,6 +27,15 @@ SEGMENT_BYTES = 1 << 19  # received, combined and forwarded while still in the c
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
+
+
+class LinkFigures(NamedTuple):
+    """Bytes to and from `rank` so far, frames' headers included, and the control link's last round trip."""
+
+    rank: int
+    sent_bytes: int
+    received_bytes: int
+    round_trip_s: float | None
 
 
 class Ring(Collectives):
@@ -109,6 +118,11 @@ class Ring(Collectives):
         """The address at which the others reach this rank's machine; loopback's where all are on it."""
         hosts = [own_host(link.sock) for link in self._links.values()]
         return next((host for host in hosts if not is_loopback(host)), "127.0.0.1")
+
+    def figures(self) -> list[LinkFigures]:
+        """Of every data link, by rank."""
+        trips = self._control.round_trip_s if self._control is not None else lambda _: None
+        return [LinkFigures(peer, link.sent, link.received, trips(peer)) for peer, link in sorted(self._links.items())]
 
     def check(self) -> None:
         """Raise what ended the ring, if it has ended: for a rank that has nothing to do meanwhile."""

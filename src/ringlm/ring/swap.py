@@ -133,8 +133,8 @@ def _swap(links, count, digest, body, nbytes, add, room):
 class Swap:
     """Swaps of `length` elements of `dtype` with the peers of `links`.
 
-    `contributions` is where those of the peers come, and `bodies` the same as bytes. `adds` tells whether a call can
-    add them.
+    `contributions` is where those of the peers come, and `bodies` the same as bytes. A frame has `whole` bytes, and
+    `adds` tells whether a call can add what came.
     """
 
     def __init__(self, links: Sequence[Link], dtype: torch.dtype, length: int) -> None:
@@ -146,6 +146,7 @@ class Swap:
         self._call = wire.view(self._head)[:CALL_BYTES]
         self._words = torch.zeros(len(links) + 1, _WORDS, dtype=torch.int64)  # the last row is room for the time
         nbytes = length * dtype.itemsize
+        self.whole = HEADER_BYTES + nbytes
         for row, link, into in zip(self._words, links, self.contributions, strict=False):
             row[_SOCKET] = link.sock.fileno()
             header = torch.frombuffer(link.header, dtype=torch.uint8)

@@ -1,0 +1,103 @@
+"""Messages and tools of the OpenAI API as chat templates take them. Knows their shape, no template."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ringlm.errors import RequestError
+
+Message = Mapping[str, Any]  # {"role": …, "content": …}, as in the OpenAI API
+Tool = Mapping[str, Any]  # {"type": "function", "function": {"name": …, "description": …, "parameters": …}}
+
+
+def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Each message with a text for its content, and with objects for the arguments of its tool calls.
+
+    Raises RequestError for content other than text, and for arguments that are no JSON object.
+    """
+    return [_for_template(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with no more than one call a message, and its result after each: some templates take no others."""
+    apart: list[dict[str, Any]] = []
+    rest = list(messages)
+    while rest:
+        message = rest.pop(0)
+        calls = message.get("tool_calls", ())
+        if len(calls) < 2:
+            apart.append(message)
+            continue
+        results = list(itertools.takewhile(lambda later: later.get("role") == "tool", rest))
+        del rest[: len(results)]
+        for index, call in enumerate(calls):
+            apart.append(message | {"tool_calls": [call]} | ({"content": ""} if index else {}))
+            apart += [result for result in results if result.get("tool_call_id") == call.get("id")]
+        ids = {call.get("id") for call in calls}
+        apart += [result for result in results if result.get("tool_call_id") not in ids]
+    return apart
+
+
+def schemas(tools: Sequence[Tool]) -> dict[str, Mapping[str, Any]]:
+    """The JSON schema of each tool's arguments, by its name. Raises RequestError for what is no tool."""
+    found = {}
+    for index, tool in enumerate(tools):
+        match tool:
+            case {"type": "function", "function": {"name": str(name)} as function} if name:
+                found[name] = function.get("parameters") or {}
+            case _:
+                raise RequestError(
+                    f'tools[{index}] is no function; a tool is {{"type": "function", "function": '
+                    '{"name": …, "description": …, "parameters": …}}.'
+                )
+        if not isinstance(found[name], Mapping):
+            raise RequestError(f"tools[{index}]: its parameters are {found[name]!r:.80}; they must be a JSON schema.")
+    return found
+
+
+def _for_template(message: Message, where: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise RequestError(f'{where} is {message!r:.80}; a message is {{"role": …, "content": …}}.')
+    plain = {**message, "content": _text(message.get("content"), where)}
+    calls = plain.pop("tool_calls", None)  # templates ask whether it is there, not what is in it
+    if calls:
+        plain["tool_calls"] = [_with_object(call, where) for call in calls]
+    return plain
+
+
+def _text(content: Any, where: str) -> str:
+    if content is None:  # beside tool calls
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence):
+        raise RequestError(f"{where}: content is {content!r:.80}; it must be a text, or a list of parts of it.")
+    return "".join(_part(part, where) for part in content)
+
+
+def _part(part: Any, where: str) -> str:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case {"type": kind} if kind != "text":
+            raise RequestError(f"{where}: content of type {kind!r} cannot be read here; give parts of type 'text'.")
+        case _:
+            raise RequestError(f'{where}: a part is {part!r:.80}; it must be {{"type": "text", "text": …}}.')
+
+
+def _with_object(call: Any, where: str) -> dict[str, Any]:
+    match call:
+        case {"function": {"name": str(), "arguments": arguments} as function}:
+            pass
+        case _:
+            raise RequestError(f"{where}: a tool call is {call!r:.80}; it needs a function with a name and arguments.")
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):  # refused below, as it is
+            arguments = json.loads(arguments or "{}")
+    if not isinstance(arguments, Mapping):
+        raise RequestError(f"{where}: the arguments of a tool call are {arguments!r:.80}; they must be a JSON object.")
+    return {**call, "function": {**function, "arguments": arguments}}

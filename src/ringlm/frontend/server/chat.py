@@ -1,0 +1,116 @@
+"""POST /v1/chat/completions: a conversation's next turn, whole or streamed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ringlm.frontend.answer import Completion, Piece
+from ringlm.frontend.generation import Generation
+from ringlm.frontend.server.access import record
+from ringlm.frontend.server.chat_schema import (
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    ChunkChoice,
+    Delta,
+    Logprobs,
+)
+from ringlm.frontend.server.generating import begun, followed, unless_gone
+from ringlm.frontend.server.responses import encoded
+from ringlm.frontend.server.schemas import Usage
+from ringlm.frontend.server.service import Service
+from ringlm.frontend.server.sse import EventStream, Write
+
+
+async def chat_completions(request: Request, service: Service) -> Response:
+    """Answer a conversation in the model's chat template."""
+    asked, fields = await service.bodies.read(request, ChatRequest)
+    service.check_model(asked.model)
+    asked.check()
+    answer = _Answer(service, request, asked, _messages(fields["messages"]), fields.get("tools") or [])
+    return EventStream(answer.stream) if asked.stream else await unless_gone(request, answer.whole())
+
+
+class _Answer:
+    """One request on its way."""
+
+    def __init__(
+        self, service: Service, request: Request, asked: ChatRequest, messages: list[Any], tools: list[Any]
+    ) -> None:
+        self._service, self._request, self._asked = service, request, asked
+        self._messages, self._tools = messages, tools
+        self._usage = asked.include_usage  # which refuses options of a stream without one
+        self._calls = 1 if asked.parallel_tool_calls is False else None  # how many calls of tools are told
+        self._id = f"chatcmpl-{record(request).id}"
+        self._created = int(time.time())
+
+    async def whole(self) -> Response:
+        async with begun(self._service, [self._start]) as (each,):
+            completion = await followed(self._service, self._request, each)
+        answer = ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self._service.model,
+            choices=[ChatChoice.of(choice, self._calls) for choice in completion.choices],
+            usage=_usage(completion),
+        )
+        return encoded(answer)
+
+    async def stream(self, write: Write) -> None:
+        introduced: set[int] = set()
+
+        async def on_piece(piece: Piece) -> None:
+            if piece.index not in introduced:
+                introduced.add(piece.index)
+                await write(self._chunk(ChunkChoice(index=piece.index, delta=Delta(role="assistant", content=""))))
+            delta = Delta.of(piece, self._calls)
+            if delta is not None:
+                logprobs = Logprobs.of(piece.logprobs)
+                await write(self._chunk(ChunkChoice(index=piece.index, delta=delta, logprobs=logprobs)))
+            if piece.finish_reason is not None:
+                end = ChunkChoice(index=piece.index, delta=Delta(), finish_reason=piece.finish_reason)
+                await write(self._chunk(end))
+
+        async with begun(self._service, [self._start]) as (each,):
+            completion = await followed(self._service, self._request, each, on_piece)
+        if self._usage:
+            await write(self._chunk(usage=_usage(completion)))
+
+    def _start(self) -> Generation:
+        asked = self._asked
+        params = asked.params(
+            self._service.session.ready.context,
+            max_tokens=asked.max_completion_tokens or asked.max_tokens,
+            logprobs=asked.shown_logprobs,
+        )
+        return self._service.session.chat(
+            self._messages,
+            params,
+            tools=self._tools,
+            tool_choice="none" if asked.tool_choice == "none" else "auto",
+            **(asked.chat_template_kwargs or {}),
+        )
+
+    def _chunk(self, *choices: ChunkChoice, usage: Usage | None = None) -> ChatChunk:
+        return ChatChunk(
+            id=self._id,
+            created=self._created,
+            model=self._service.model,
+            choices=list(choices),
+            usage=usage if self._usage else UNSET,
+        )
+
+
+def _usage(completion: Completion) -> Usage:
+    return Usage.of(completion.prompt_tokens, completion.completion_tokens, completion.cached_tokens)
+
+
+def _messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """OpenAI's newer clients call the system a developer, of which no template knows."""
+    return [message | {"role": "system"} if message["role"] == "developer" else message for message in messages]

@@ -1,0 +1,95 @@
+"""POST /v1/embeddings: texts as vectors."""
+
+from __future__ import annotations
+
+import base64
+from array import array
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ringlm.errors import RingLMError
+from ringlm.frontend.server.access import record
+from ringlm.frontend.server.generating import together, unless_gone
+from ringlm.frontend.server.responses import encoded
+from ringlm.frontend.server.schemas import Prompts, prompts
+from ringlm.frontend.server.service import Service
+
+
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    """Texts, or token ids, whose vectors are wanted."""
+
+    refused: ClassVar[dict[str, str]] = {"dimensions": "vectors are as long as the model's states"}
+
+    input: Prompts
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    user: Annotated[str | None, Meta(description="Ignored.")] = None
+
+
+class EmbeddingItem(msgspec.Struct, kw_only=True):
+    """The vector of input number `index`, of length 1: numbers, or float32 bytes (little-endian) as base64."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(msgspec.Struct):
+    """Counts of tokens."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingResponse(msgspec.Struct, kw_only=True):
+    """A vector for each input, in order."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingItem]
+    model: str
+    usage: EmbeddingUsage
+
+
+async def embeddings(request: Request, service: Service) -> Response:
+    """Turn texts into vectors: the model's normalized state after the last token."""
+    asked, _ = await service.bodies.read(request, EmbeddingRequest)
+    service.check_model(asked.model)
+    return await unless_gone(request, _embed(request, service, asked))
+
+
+async def _embed(request: Request, service: Service, asked: EmbeddingRequest) -> Response:
+    def tokenized() -> list[list[int]]:
+        inputs = prompts(asked.input, "input")
+        return [service.session.tokenizer.encode(each) if isinstance(each, str) else each for each in inputs]
+
+    async def vector(tokens: list[int]) -> bytes:
+        return (await service.session.embed(tokens)).vector
+
+    tokens = await run_in_threadpool(tokenized)
+    count = record(request).prompt_tokens = sum(map(len, tokens))
+    try:
+        vectors = await together([vector(each) for each in tokens])
+    except RingLMError as error:
+        service.metrics.failed(type(error).__name__)
+        raise
+    shown = [_base64(each) if asked.encoding_format == "base64" else _floats(each) for each in vectors]
+    return encoded(
+        EmbeddingResponse(
+            data=[EmbeddingItem(index=index, embedding=each) for index, each in enumerate(shown)],
+            model=service.model,
+            usage=EmbeddingUsage(count, count),
+        )
+    )
+
+
+def _base64(vector: bytes) -> str:
+    return base64.b64encode(vector).decode()
+
+
+def _floats(vector: bytes) -> list[float]:
+    return array("f", vector).tolist()

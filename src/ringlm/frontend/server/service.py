@@ -1,0 +1,37 @@
+"""What all endpoints work with: one session, the names of its model, its metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ringlm.frontend.metrics import Metrics
+from ringlm.frontend.server.errors import APIError
+from ringlm.frontend.server.monitor import Monitor
+from ringlm.frontend.server.requests import Bodies
+from ringlm.frontend.session import Session
+
+
+@dataclass(frozen=True)
+class Service:
+    """The model answers to all of `models`, the first of which is told."""
+
+    session: Session
+    models: tuple[str, ...]
+    bodies: Bodies
+    metrics: Metrics
+    monitor: Monitor
+    created: int  # in Unix seconds
+
+    @property
+    def model(self) -> str:
+        return self.models[0]
+
+    def check_model(self, model: str | None) -> None:
+        """Raises APIError for a model that is not served."""
+        if model is not None and model not in self.models:
+            raise APIError(
+                404,
+                f"the model '{model}' is not served here; '{self.model}' is.",
+                param="model",
+                code="model_not_found",
+            )

@@ -1,0 +1,143 @@
+"""What is served and how it does: GET /v1/models, /v1/ring, /health and /metrics."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ringlm.cluster.messages import LinkStats
+from ringlm.frontend.server.responses import encoded
+from ringlm.frontend.server.service import Service
+
+
+class Model(msgspec.Struct, kw_only=True):
+    """What is served, under one of its names; `max_model_len` is the context: a prompt and its answer together."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "ringlm"
+    max_model_len: int
+
+
+class Models(msgspec.Struct, kw_only=True):
+    """The model, by each of its names."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(msgspec.Struct, kw_only=True):
+    """Every rank is well."""
+
+    status: Literal["ok"] = "ok"
+    world_size: int
+
+
+class Rank(msgspec.Struct, kw_only=True):
+    """A rank and what it holds. `link` is rank 0's to it, which has none to itself."""
+
+    rank: int
+    device: str
+    threads: int
+    weights_bytes: int
+    peak_bytes: int
+    link: LinkStats | None
+
+
+class Cache(msgspec.Struct, kw_only=True):
+    """Blocks of the cache: all, those that requests hold, those free that hold a prefix which may be asked for."""
+
+    blocks: int
+    in_use: int
+    cached: int
+
+
+class Steps(msgspec.Struct, kw_only=True):
+    """The engine's steps since its start, and where their time went: `ring_s` of `seconds` in collectives."""
+
+    count: int
+    seconds: float
+    ring_s: float
+
+
+class RingReport(msgspec.Struct, kw_only=True):
+    """The ring and how it does; the last six are null until the engine has worked."""
+
+    model: str
+    world_size: int
+    dtype: str
+    quant: str
+    context: int
+    ranks: list[Rank]
+    tokens_per_s: float
+    running: int | None = None
+    waiting: int | None = None
+    preemptions: int | None = None
+    cache: Cache | None = None
+    steps: Steps | None = None
+
+
+async def models(request: Request, service: Service) -> Response:
+    """Tell what is served."""
+    return encoded(Models(data=[_model(service, name) for name in service.models]))
+
+
+async def model(request: Request, service: Service) -> Response:
+    """Tell about the model of this id."""
+    name = request.path_params["id"]
+    service.check_model(name)
+    return encoded(_model(service, name))
+
+
+async def health(request: Request, service: Service) -> Response:
+    """Tell whether every rank is well; needs no key."""
+    if service.session.failure is not None:
+        raise service.session.failure
+    return encoded(Health(world_size=service.session.ready.world_size))
+
+
+async def metrics(request: Request, service: Service) -> Response:
+    """Tell Prometheus how the server does."""
+    service.monitor.look()
+    text, media = service.metrics.exposition(request.headers.get("accept", ""))
+    return Response(text, headers={"Content-Type": media})
+
+
+async def ring(request: Request, service: Service) -> Response:
+    """Tell of ranks, devices, links and speed."""
+    ready = service.session.ready
+    service.monitor.look()
+    stats = service.session.stats()
+    links = {link.rank: link for link in stats.links} if stats is not None else {}
+    report = RingReport(
+        model=service.model,
+        world_size=ready.world_size,
+        dtype=ready.dtype,
+        quant=ready.quant,
+        context=ready.context,
+        ranks=[
+            Rank(
+                rank=rank,
+                device=each.device,
+                threads=each.threads,
+                weights_bytes=each.weights_bytes,
+                peak_bytes=each.peak_bytes,
+                link=links.get(rank),
+            )
+            for rank, each in enumerate(ready.ranks)
+        ],
+        tokens_per_s=round(service.monitor.tokens_per_s, 2),
+    )
+    if stats is not None:
+        report.running, report.waiting, report.preemptions = stats.running, stats.waiting, stats.preemptions
+        report.cache = Cache(blocks=stats.blocks, in_use=stats.blocks_in_use, cached=stats.blocks_cached)
+        report.steps = Steps(count=stats.steps, seconds=stats.step_s, ring_s=stats.ring_s)
+    return encoded(report)
+
+
+def _model(service: Service, name: str) -> Model:
+    return Model(id=name, created=service.created, max_model_len=service.session.ready.context)

@@ -1,0 +1,17 @@
+"""Llama 3.1 to 3.3: {"name": "f", "parameters": {…}}, the whole answer or after <|python_tag|>; ; between several."""
+
+from __future__ import annotations
+
+from ringlm.frontend.tools.calls import Calls
+from ringlm.frontend.tools.formats import ToolFormat
+from ringlm.frontend.tools.json_call import read_call
+from ringlm.frontend.tools.reader import Reader, Steps
+
+
+def _read(reader: Reader, calls: Calls) -> Steps[None]:
+    yield from read_call(reader, calls)
+    while (yield from reader.one_of(";")) or (yield from reader.comes("{")):
+        yield from read_call(reader, calls)
+
+
+FORMAT = ToolFormat(_read, openings=("<|python_tag|>",), bare=True)

@@ -1,0 +1,37 @@
+"""Mistral: [TOOL_CALLS][{"name": "f", "arguments": {…}}, …], in newer models [TOOL_CALLS]f[ARGS]{…} for each call.
+
+Their templates take ids of nine letters and digits only.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+
+from ringlm.frontend.tools.calls import Calls
+from ringlm.frontend.tools.formats import ToolFormat
+from ringlm.frontend.tools.json_call import read_call
+from ringlm.frontend.tools.reader import Reader, Steps
+
+
+def _read(reader: Reader, calls: Calls) -> Steps[None]:
+    if (yield from reader.one_of("[")):
+        separator = ","
+        while separator == ",":
+            yield from read_call(reader, calls)
+            separator = yield from reader.expect(",", "]")
+        return
+    calls.begin()
+    name = yield from reader.expect(*calls.names)
+    if (yield from reader.expect("[ARGS]", "[CALL_ID]")) == "[CALL_ID]":
+        yield from reader.through("[ARGS]", lambda _: None)  # the id is ours to choose
+    calls.name(name)
+    yield from reader.object(calls.arguments)
+    calls.end()
+
+
+def _new_id() -> str:
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
+
+
+FORMAT = ToolFormat(_read, openings=("[TOOL_CALLS]",), inner=("[CALL_ID]", "[ARGS]"), new_id=_new_id)

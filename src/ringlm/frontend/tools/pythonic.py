@@ -1,0 +1,69 @@
+"""Llama 3.2 and others by a template that says so: [f(a=1, b="x"), g()], Python's calls as the whole answer.
+
+A call's arguments come as JSON, once it is whole.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from typing import Any
+
+from ringlm.frontend.tools.calls import Calls
+from ringlm.frontend.tools.formats import ToolFormat
+from ringlm.frontend.tools.reader import Broken, Reader, Steps
+
+_JSON_NAMES = {"true": True, "false": False, "null": None}  # which models mix up with Python's
+
+
+def _read(reader: Reader, calls: Calls) -> Steps[None]:
+    yield from reader.expect("[")
+    separator = ","
+    while separator == ",":
+        calls.begin()
+        calls.name((yield from reader.expect(*calls.names)))
+        if not (yield from reader.comes("(")):
+            raise Broken
+        source: list[str] = []
+        yield from reader.enclosed("'\"", source.append)
+        calls.arguments(_as_json("".join(source)))
+        calls.end()
+        separator = yield from reader.expect(",", "]")
+
+
+def _as_json(arguments: str) -> str:
+    """Of `(a=1, b="x")`. Raises Broken for anything but keywords and literals."""
+    try:
+        call = ast.parse(f"_{arguments.lstrip()}", mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise Broken from None
+    if not isinstance(call, ast.Call) or call.args or not all(keyword.arg for keyword in call.keywords):
+        raise Broken
+    values = {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
+    return json.dumps(values, ensure_ascii=False)
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name) and node.id in _JSON_NAMES:
+        return _JSON_NAMES[node.id]
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(item) for item in node.elts]
+    if isinstance(node, ast.Dict):
+        return {_key(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)}
+    try:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError, RecursionError):
+        raise Broken from None
+    if isinstance(value, str | int | None) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise Broken
+
+
+def _key(node: ast.expr | None) -> str:
+    if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+        raise Broken
+    return node.value
+
+
+FORMAT = ToolFormat(_read, openings=("<|python_tag|>",), bare=True)

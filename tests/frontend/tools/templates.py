@@ -1,0 +1,57 @@
+"""Chat templates in the manner of published models' ones, in our own words."""
+
+from __future__ import annotations
+
+_TOOLS = "{% if tools %}You may call these: {% for tool in tools %}{{ tool | tojson }}{% endfor %}\n"
+
+QWEN = (
+    _TOOLS
+    + """\
+Write calls as <tool_call>{"name": …, "arguments": {…}}</tool_call>.
+{% endif -%}
+{% for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}
+{%- for call in message.tool_calls or [] %}
+<tool_call>
+{{ '{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson + '}' }}
+</tool_call>
+{%- endfor %}<|im_end|>
+{% endfor -%}
+<|im_start|>assistant
+"""
+)
+QWEN_THINKING = QWEN + "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+DISTILLED = "{% for message in messages %}{{ message.content.split('</think>')[-1] }}{% endfor %}<think>\n"
+LLAMA = (
+    _TOOLS
+    + """\
+Write a call as {"name": the function's name, "parameters": its arguments}.
+{% endif -%}
+{% for message in messages -%}
+<|start_header_id|>{{ message.role }}<|end_header_id|>
+{%- if 'tool_calls' in message %}
+{%- if message.tool_calls | length != 1 %}{{ raise_exception('one call at a time') }}{% endif %}
+{%- set call = message.tool_calls[0].function %}
+{{ '{"name": "' + call.name + '", "parameters": ' + call.arguments | tojson + '}' }}
+{%- else %}{{ message.content | trim }}{% endif %}<|eot_id|>
+{%- endfor %}<|start_header_id|>assistant<|end_header_id|>
+
+"""
+)
+PYTHONIC = "{% if tools %}Write calls as [func_name1(name1=value1, …), func_name2(…)]: {{ tools }}{% endif %}"
+MISTRAL = """\
+{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif -%}
+{% for message in messages -%}
+{% if message.tool_calls -%}
+{% for call in message.tool_calls %}[TOOL_CALLS]{{ call.function.name }}[ARGS]{{ call.function.arguments | tojson }}
+{%- endfor %}
+{%- elif message.role == 'tool' %}
+{%- if message.tool_call_id | length != 9 %}{{ raise_exception('nine letters and digits') }}{% endif -%}
+[TOOL_RESULTS]{{ message.content }}[/TOOL_RESULTS]
+{%- else %}[INST]{{ message.content }}[/INST]{% endif %}
+{%- endfor %}"""
+MAGISTRAL = MISTRAL + "{# [THINK] and [/THINK] #}"
+CODER = _TOOLS + "Write <tool_call><function=name><parameter=name>value</parameter></function></tool_call>.{% endif %}"
+PLAIN = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+OTHER = _TOOLS + "Write Action: name, Input: {…}.{% endif %}"
