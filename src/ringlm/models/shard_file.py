@@ -1,4 +1,4 @@
-"""One rank's packed matrices in a file, so that the next start maps them instead of packing again.
+"""One rank's packed matrices in a file, so that the next start need not pack again.
 
 A safetensors file, written while the shard is packed, that appears whole or not at all. Files are kept in the cache
 folder up to a size, the latest used. Knows names and tensors; not what they mean.

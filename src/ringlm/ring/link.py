@@ -1,4 +1,4 @@
-"""A data link: one connection to one peer, its memory for what comes, and small frames without detours.
+"""A data link: one connection to one peer, and its memory for what comes.
 
 What it does not know: what the bytes of a frame mean, and messages of many frames (`lane`).
 """
@@ -6,14 +6,11 @@ What it does not know: what the bytes of a frame mean, and messages of many fram
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Sequence
 
 import torch
 
 from ringlm.errors import PeerLostError
 from ringlm.ring import wire
-from ringlm.ring.sockets import SPIN_S, yield_core
 from ringlm.ring.wire import HEADER_BYTES
 
 _NOW = socket.MSG_DONTWAIT
@@ -99,54 +96,6 @@ class Link:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             return  # it has ended already
-
-    def send_first(self, out: Sequence[memoryview | bytes]) -> int:
-        """Send what the kernel takes at once of a message; the number of bytes."""
-        try:
-            sent = self.sock.sendmsg(out, (), _NOW)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            raise self.lost(error) from error
-        self.sent += sent
-        return sent
-
-    def receive_first(self, into: memoryview) -> int:
-        """What has arrived of header and body, waiting up to SPIN_S at a time, and asleep for the first byte
-        after that; 0 for none. A whole frame mostly, so that it needs no lane."""
-        sock, header, whole = self.sock, self.header, HEADER_BYTES + len(into)
-        got, stop = 0, 0.0
-        try:
-            while True:
-                try:
-                    if got == 0:
-                        more = sock.recvmsg_into((header, into), 0, _NOW)[0]
-                    else:
-                        more = sock.recv_into(into[got - HEADER_BYTES :], 0, _NOW)
-                except BlockingIOError:
-                    now = time.perf_counter()
-                    if not stop:
-                        stop = now + SPIN_S
-                    elif now > stop:
-                        break
-                    yield_core()
-                    continue
-                if more == 0:
-                    raise self.lost()
-                got, stop = got + more, 0.0
-                if got == whole or got < HEADER_BYTES:
-                    break
-            if got == 0:
-                try:
-                    got = sock.recvmsg_into((header, into))[0]  # asleep, for as long as SO_RCVTIMEO allows
-                except BlockingIOError:
-                    return 0
-                if got == 0:
-                    raise self.lost()
-        except OSError as error:
-            raise self.lost(error) from error
-        self.received += got
-        return got
 
     def peek(self) -> bytes:
         """The header that comes next, left where it is; fewer bytes where it has not come whole."""

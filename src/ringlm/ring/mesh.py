@@ -8,13 +8,18 @@ done with the bodies.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 import torch
 
 from ringlm.ring import wire
 from ringlm.ring.lane import Lane, pump
 from ringlm.ring.link import Link
-from ringlm.ring.wire import HEADER_BYTES
+
+if TYPE_CHECKING:
+    from ringlm.ring.swap import Swap
+
+_MAX_SWAPS: Final = 64
 
 
 class Mesh:
@@ -29,6 +34,7 @@ class Mesh:
         self.world_size = len(self.links) + 1
         self._ordered = tuple(self.links.values())
         self.segment_bytes = segment_bytes
+        self._swaps: dict[tuple[torch.dtype, int], Swap] = {}
 
     def lane(self, peer: int, call: bytes) -> Lane:
         """An empty lane to `peer`."""
@@ -42,26 +48,35 @@ class Mesh:
         """See `lane.pump`."""
         pump(lanes, deadline, received=received)
 
-    def swap(
-        self, call: bytes, out: memoryview, dtype: torch.dtype, length: int, deadline: float
-    ) -> list[torch.Tensor]:
-        """Send `out` (`length` elements, one frame) to every peer and receive as much from each: scratch, in
-        rank order."""
-        whole = HEADER_BYTES + len(out)
-        head = call + wire.digest(out)
-        message = (head, out)
-        sent = [link.send_first(message) for link in self._ordered]
-        contributions, rest = [], []
-        for link, nbytes in zip(self._ordered, sent, strict=True):
-            scratch, into = link.scratch(dtype, length)
-            contributions.append(scratch)
-            # Sleeping on one link is safe only once nothing is left to send on it.
-            got = link.receive_first(into) if nbytes == whole else 0
-            if nbytes < whole or got < whole or link.header != call + wire.digest(into):
+    def swap(self, call: bytes, flat: torch.Tensor, deadline: float, *, add: bool) -> list[torch.Tensor]:
+        """Send `flat` (one frame) to every peer and receive as much from each: scratch, in rank order. With `add`, and
+        where that is the fastest, what came is added to `flat` already, and nothing is returned."""
+        key = flat.dtype, flat.numel()
+        swap = self._swaps.get(key) or self._prepare(*key)
+        add = add and swap.adds
+        if swap(call, flat.data_ptr(), add):
+            for link in self._ordered:
+                link.sent += swap.whole
+                link.received += swap.whole
+            return [] if add else swap.contributions
+        out, rest = wire.view(flat), []
+        for index, (link, body) in enumerate(zip(self._ordered, swap.bodies, strict=True)):
+            sent, got, right = swap.progress(index)
+            link.sent += sent
+            link.received += got
+            if not right:
                 lane = Lane(link, call, self.segment_bytes, self.rank)
-                lane.resume(head, out, nbytes)
-                lane.receive_rest(into, got)
+                lane.resume(call + wire.digest(out), out, sent)
+                lane.receive_rest(body, got)
                 rest.append(lane)
-        if rest:
-            self.pump(rest, deadline)
-        return contributions
+        self.pump(rest, deadline)
+        return swap.contributions
+
+    def _prepare(self, dtype: torch.dtype, length: int) -> Swap:
+        """What `swap` needs for tensors like this one, remembered for the next."""
+        from ringlm.ring.swap import Swap  # with it comes a compiler
+
+        if len(self._swaps) >= _MAX_SWAPS:
+            self._swaps.clear()
+        swap = self._swaps[dtype, length] = Swap(self._ordered, dtype, length)
+        return swap

@@ -21,8 +21,9 @@ Algorithm = Callable[[Mesh, torch.Tensor, str, bytes, float], None]  # mesh, ele
 
 def direct(mesh: Mesh, flat: torch.Tensor, reduction: str, call: bytes, deadline: float) -> None:
     """Everybody sends everything to everybody and combines it: one hop. One frame at most."""
-    contributions = mesh.swap(call, wire.view(flat), flat.dtype, flat.numel(), deadline)
-    combine(reduction, flat, contributions, mesh.rank)
+    contributions = mesh.swap(call, flat, deadline, add=reduction == "sum")
+    if contributions:
+        combine(reduction, flat, contributions, mesh.rank)
 
 
 def scattered(

@@ -62,12 +62,11 @@ def _tile(typing, form, tokens, codes, scales, minimums, x_codes, x_scales, x_su
         with cgutils.for_range(b, blocks) as loop:
             block = loop.index
             dots = _block(b, bits, codes, x_rows, block)
-            scale = b.fpext(load(b, scales, b.mul(block, ir.Constant(I64, ROWS)), vector(F16, ROWS)), vector(F32, ROWS))
+            place = b.mul(block, ir.Constant(I64, ROWS))
+            scale = b.fpext(load(b, scales, place, vector(F16, ROWS)), vector(F32, ROWS))
             minimum = None
             if has_minimum:
-                minimum = b.fpext(
-                    load(b, minimums, b.mul(block, ir.Constant(I64, ROWS)), vector(F16, ROWS)), vector(F32, ROWS)
-                )
+                minimum = b.fpext(load(b, minimums, place, vector(F16, ROWS)), vector(F32, ROWS))
             for token in every:
                 dot = b.sitofp(dots[token], vector(F32, ROWS))
                 x_scale = spread(b, load(b, scale_rows[token], block, F32), ROWS)
