@@ -47,7 +47,8 @@ class _Launch:
     """The processes of one ring, until all have ended."""
 
     def __init__(self, argv: list[str], world_size: int, parent_fd: int) -> None:
-        self._terminated = False
+        self._asked = False  # by a signal to end
+        self._terminated = False  # again
         self._pumps: list[threading.Thread] = []
         command = [sys.executable, "-m", "ringlm", *argv]
         self._ranks: list[subprocess.Popen[bytes]] = []
@@ -121,7 +122,10 @@ class _Launch:
                 self._ranks[0].send_signal(signal.SIGINT)
 
         def terminate(signum: int, frame: FrameType | None) -> None:
-            self._terminated = True
+            # The first is rank 0's, which ends the ring in order, and a server after its last answers.
+            self._terminated = self._asked
+            self._asked = True
+            self._ranks[0].terminate()
 
         before = {signal.SIGINT: signal.signal(signal.SIGINT, interrupt)}
         for number in (signal.SIGTERM, signal.SIGHUP):
