@@ -26,3 +26,10 @@ def demo_gguf() -> Path:
     assert spec is not None, "the demo model is missing: run scripts/setup"
     assert spec.origin is not None
     return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(autouse=True)
+def own_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command in this process tells its children of logs ends with its test."""
+    monkeypatch.setenv("RINGLM_LOG", "")
+    monkeypatch.setenv("RINGLM_LOG_JSON", "")

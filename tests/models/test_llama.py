@@ -208,3 +208,11 @@ def test_a_missing_and_a_superfluous_tensor_are_named(tmp_path: Path) -> None:
     (folder / "config.json").write_text(text.replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
     with pytest.raises(ModelError, match=r"tensor 'model\.layers\.1\.\S+' has no place in this model"):
         load(open_model(folder), Alone())
+
+
+def test_the_last_layer_computes_only_what_is_asked_for() -> None:
+    """Of a prompt whose last logits are wanted its MLP sees one row, and the last of each other sequence."""
+    batch = Batch.of([([1, 2, 3], 0, (0,)), ([4, 5], 7, (1,))], wanted=[1])
+    assert batch.kept is not None
+    assert batch.kept.tolist() == [1, 2, 4]
+    assert Batch.of([([1], 3, (0,)), ([2], 9, (1,))], wanted=[0, 1]).kept is None

@@ -23,12 +23,17 @@ class Span:
 
 @dataclass(frozen=True)
 class Batch:
-    """T tokens of some sequences, and the W rows among them whose logits are wanted."""
+    """T tokens of some sequences, and the W rows among them whose logits are wanted.
+
+    The last layer may leave all rows but `kept` alone once it has their keys and values: the last of each span, whose
+    hidden state somebody may ask for, and those wanted.
+    """
 
     tokens: Tensor  # (T,) int64
     positions: Tensor  # (T,) int64, each within its own sequence
     spans: tuple[Span, ...]
     wanted: Tensor  # (W,) int64, rows of T
+    kept: Tensor | None  # int64, rows of T in order; None: all
 
     @staticmethod
     def of(
@@ -45,9 +50,14 @@ class Batch:
             spans.append(Span(len(tokens), len(ids), start, tuple(blocks)))
             tokens.extend(ids)
             positions.extend(range(start, start + len(ids)))
+        kept = None
+        if len(tokens) > len(spans):
+            rows = sorted({*(span.offset + span.length - 1 for span in spans), *wanted})
+            kept = torch.tensor(rows, dtype=torch.int64, device=device)
         return Batch(
             tokens=torch.tensor(tokens, dtype=torch.int64, device=device),
             positions=torch.tensor(positions, dtype=torch.int64, device=device),
             spans=tuple(spans),
             wanted=torch.tensor(wanted, dtype=torch.int64, device=device),
+            kept=kept,
         )

@@ -25,8 +25,8 @@ from ringlm.parallel.shard import RankShard
 class Block(Protocol):
     """One layer."""
 
-    def forward(self, hidden: Tensor, step: AttentionStep) -> None:
-        """Adds to `hidden` (T, hidden_size) in place."""
+    def forward(self, hidden: Tensor, step: AttentionStep, kept: Tensor | None = None) -> Tensor:
+        """Adds to `hidden` (T, hidden_size) in place and returns it; or, in the end, a copy of its rows `kept`."""
         ...
 
 
@@ -70,27 +70,33 @@ class CausalLM:
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Logits of the wanted rows over this rank's vocabulary, float32 (W, vocabulary rows); the cache grows by
         the batch's positions. Raises IndexError for positions outside the cache."""
-        return self._logits(self._hidden(batch, cache)[batch.wanted])
+        return self._logits(self._hidden(batch, cache)[_among_kept(batch, batch.wanted)])
 
     @torch.inference_mode()
     def forward_states(self, batch: Batch, cache: KVCache, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """`forward`, and the hidden states of the batch's `rows` after the last norm, float32 (rows, hidden_size). It
-        communicates as `forward` does."""
+        """`forward`, and the hidden states of the batch's `rows`, each the last of a span, after the last norm, float32
+        (rows, hidden_size). It communicates as `forward` does."""
         hidden, norm = self._hidden(batch, cache), self._head.prologue
         assert norm is not None
-        return self._logits(hidden[batch.wanted]), norm(hidden[list(rows)]).float()
+        asked = _among_kept(batch, torch.tensor(rows, device=self.device))
+        return self._logits(hidden[_among_kept(batch, batch.wanted)]), norm(hidden[asked]).float()
 
     def _hidden(self, batch: Batch, cache: KVCache) -> Tensor:
-        """What the layers make of the batch, (T, hidden_size)."""
+        """What the layers make of the batch's kept rows, (kept, hidden_size)."""
         hidden = self._embedding(batch.tokens)  # (T, hidden_size)
         if self._embedding_scale is not None:
             hidden.mul_(self._embedding_scale)
         step = AttentionStep(batch, cache, self._attention, len(self.shard.query_heads), len(self.shard.kv_heads))
-        for block in self._blocks:
+        for block in self._blocks[:-1]:
             block.forward(hidden, step)
-        return hidden
+        return self._blocks[-1].forward(hidden, step, batch.kept)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._head(hidden).float()
         cap = self.config.logit_cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+def _among_kept(batch: Batch, rows: Tensor) -> Tensor:
+    """Where those of the batch's rows lie among the kept ones."""
+    return rows if batch.kept is None else torch.searchsorted(batch.kept, rows)

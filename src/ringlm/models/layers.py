@@ -83,10 +83,13 @@ class Block:
     def __init__(self, attention: Attention, mlp: Mlp) -> None:
         self.attention, self.mlp = attention, mlp
 
-    def forward(self, hidden: Tensor, step: AttentionStep) -> None:
-        """hidden (T, hidden_size) += attention, then += MLP."""
+    def forward(self, hidden: Tensor, step: AttentionStep, kept: Tensor | None = None) -> Tensor:
+        """hidden (T, hidden_size) += attention, then += MLP, in place; or of the rows `kept` alone, in a copy."""
         self.attention.add_to(hidden, step)
+        if kept is not None:
+            hidden = hidden[kept]
         self.mlp.add_to(hidden)
+        return hidden
 
 
 class LayerBuilder:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 
 import openai
 import pytest
+
+from tests.frontend.server.ring import serving
 
 MODEL = "SmolLM2"
 ASK = [{"role": "user", "content": "What is the capital of France?"}]
@@ -22,21 +21,8 @@ GREEDY = {"model": MODEL, "temperature": 0.0, "max_tokens": 12}
 @pytest.fixture(scope="module")
 def launched() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A ring that serves, and its base URL."""
-    command = [sys.executable, "-m", "ringlm", "launch", "-n", "2", "--", "serve", "-m", "demo", "--port", "0"]
-    command += ["--dtype", "float32", "--context", "2048", "--served-model-name", MODEL]
-    environment = os.environ | {"RINGLM_API_KEY": KEY}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if found := re.search(r"ready: (http://\S+)", line):
-            yield process, found[1]
-            break
-    process.terminate()
-    _, rest = process.communicate(timeout=30)
-    assert process.returncode == 0, (said, rest)
-    assert KEY not in "".join(said) + rest
+    with serving("--context", "2048", "--served-model-name", MODEL, RINGLM_API_KEY=KEY) as launched:
+        yield launched
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,9 @@ def serve(engine: EngineOptions, options: ServeOptions) -> None:
             _try_out(session)
             metrics = Metrics(session.ready)
             monitor = Monitor(session, metrics)
-            names = tuple(options.served_model_name or (session.ready.model,))
+            # Unless told otherwise also by what it was asked for, such as demo.
+            own = dict.fromkeys(filter(None, (session.ready.model, engine.model)))
+            names = tuple(options.served_model_name or own)
             bodies = Bodies(options.max_body * 1_000_000)
             service = Service(session, names, bodies, metrics, monitor, int(time.time()))
             _listen(sock, options)
