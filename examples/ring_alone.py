@@ -1,6 +1,7 @@
 """The ring without a model: a few collectives between processes, on one machine or on several.
 
     torchrun --nproc-per-node 3 examples/ring_alone.py
+    mpirun -n 3 python examples/ring_alone.py
 
 or in two terminals, with a shared RING_SECRET where the other one is another machine:
 

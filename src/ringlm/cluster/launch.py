@@ -33,7 +33,7 @@ def launch(argv: list[str], world_size: int) -> int:
         raise ConfigError(f"-n is {world_size}; a ring has 1 rank or more.")
     if RingConfig.present():
         raise ConfigError(
-            "the environment describes a ring already (RING_* or torchrun's); unset it, or run without launch."
+            "the environment describes a ring already (RING_* or a launcher's); unset it, or run without launch."
         )
     reader, writer = os.pipe()
     try:

@@ -61,7 +61,7 @@ def ringlm(
 @app.command(
     help="Answer a prompt, or chat, on this machine or as one rank of a ring.\n\n"
     "Without --prompt and -i it chats on a terminal and else answers what is on stdin. In a ring (RING_*, "
-    "torchrun's variables, --nodes or --config) every rank is started with the same command; those but "
+    "a launcher's variables, --nodes or --config) every rank is started with the same command; those but "
     "rank 0 are daemons, and heed none of the answer's options.",
     epilog='Example: ringlm run -m demo --prompt "What is the capital of France?" --temperature 0',
 )

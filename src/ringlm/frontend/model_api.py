@@ -80,7 +80,7 @@ def _open(model: str, tensor_parallel: int | None, chat_template: str | Path | N
     if ring is not None and tensor_parallel not in (None, ring.world_size):
         raise ConfigError(
             f"tensor_parallel is {tensor_parallel}, but the environment describes a ring of "
-            f"{ring.world_size}; leave it out, or unset RING_* (or torchrun's variables)."
+            f"{ring.world_size}; leave it out, or unset RING_* (or a launcher's variables)."
         )
     files = resolve(model)
     spec = engine_spec(files, ring=ring, local_ranks=1 if ring is not None else tensor_parallel or 1, **settings)

@@ -119,7 +119,7 @@ class EngineOptions:
             if nodes and len(nodes) != ring.world_size:
                 raise ConfigError(
                     f"the environment describes a ring of {ring.world_size}, but {self.config} one of {len(nodes)}; "
-                    "unset RING_* (or torchrun's variables), or mend the file."
+                    "unset RING_* (or a launcher's variables), or mend the file."
                 )
             if self.node_rank not in (None, ring.rank):
                 raise ConfigError(

@@ -62,5 +62,5 @@ def engine_spec(
 
 
 def ring_from_env() -> RingConfig | None:
-    """The ring that RING_* or torchrun's variables describe, if they do. Raises ConfigError."""
+    """The ring that RING_* or a launcher's variables describe, if they do. Raises ConfigError."""
     return RingConfig.from_env(os.environ) if RingConfig.present(os.environ) else None

@@ -1,6 +1,6 @@
 """RingConfig: who this rank is and where its neighbours are. Reads settings, opens nothing.
 
-Sources, the earlier beats the later: arguments, the environment (RING_*, torchrun's), a file
+Sources, the earlier beats the later: arguments, the environment (RING_*, a launcher's: `environment.py`), a file
 (RING_CONFIG's JSON, or a cluster file). All are checked here, so that a wrong one is one clear line.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 
 from ringlm.errors import ConfigError
 from ringlm.ring.address import Address, is_loopback, parse_address, parse_port
+from ringlm.ring.environment import MASTER_PORT, launcher, master_host, master_port
 
 DEFAULT_PORT = 7600
 MAX_WORLD_SIZE = 256
@@ -94,15 +95,16 @@ class RingConfig:
     def present(environ: Mapping[str, str] | None = None) -> bool:
         """Whether the environment describes a ring."""
         environ = os.environ if environ is None else environ
-        return any(environ.get(name) for name in ("RING_CONFIG", "RING_RANK", "RING_WORLD_SIZE")) or (
-            bool(environ.get("RANK")) and bool(environ.get("WORLD_SIZE"))
+        return (
+            any(environ.get(name) for name in ("RING_CONFIG", "RING_RANK", "RING_WORLD_SIZE"))
+            or launcher(environ) is not None
         )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **changes: Any) -> RingConfig:
-        """From RING_* and torchrun's variables; `changes` beat them. Raises ConfigError.
+        """From RING_* and a launcher's variables (torchrun, mpirun, srun, …); `changes` beat them. Raises ConfigError.
 
-        RING_* and torchrun's variables that disagree are refused, as are a rank without a world size.
+        RING_* and a launcher's variables that disagree are refused, as are a rank without a world size.
         """
         environ = os.environ if environ is None else environ
         if not cls.present(environ):
@@ -141,15 +143,17 @@ class RingConfig:
     def _from_fields(
         cls, file: Mapping[str, Any], environ: Mapping[str, str], changes: Mapping[str, Any]
     ) -> RingConfig:
-        def setting(field: str, ring: str, torchrun: str | None = None) -> tuple[str, str] | None:
+        started_by = launcher(environ)
+
+        def setting(field: str, ring: str, other: str = "") -> tuple[str, str] | None:
             """The value and the name of the variable or field that gave it."""
-            ours, theirs = environ.get(ring), environ.get(torchrun) if torchrun else None
+            ours, theirs = environ.get(ring), environ.get(other)
             if ours and theirs and ours != theirs:
-                raise ConfigError(f"{ring} is {ours} but {torchrun} is {theirs}; unset one of them.")
+                raise ConfigError(f"{ring} is {ours} but {other} is {theirs}; unset one of them.")
             if ours:
                 return ours, ring
             if theirs:
-                return theirs, str(torchrun)
+                return theirs, other
             return (str(file[field]), f"'{field}' in RING_CONFIG") if field in file else None
 
         def number(found: tuple[str, str] | None, what: str) -> int:
@@ -160,22 +164,24 @@ class RingConfig:
             except ValueError:
                 raise ConfigError(f"{found[1]} is {found[0]!r}; it must be a whole number.") from None
 
-        rank = number(setting("rank", "RING_RANK", "RANK"), "RING_RANK")
-        world_size = number(setting("world_size", "RING_WORLD_SIZE", "WORLD_SIZE"), "RING_WORLD_SIZE")
+        rank_name, size_name = (started_by.rank, started_by.world_size) if started_by else ("RANK", "WORLD_SIZE")
+        rank = number(setting("rank", "RING_RANK", rank_name), "RING_RANK")
+        world_size = number(setting("world_size", "RING_WORLD_SIZE", size_name), "RING_WORLD_SIZE")
         port = setting("port", "RING_PORT")
         right_port = setting("right_port", "RING_RIGHT")
         right_ip = setting("right_ip", "RING_RIGHT_IP")
-        master_ip = setting("master_ip", "RING_MASTER_IP", "MASTER_ADDR")
-        master_port = setting("master_port", "RING_MASTER_PORT", "MASTER_PORT")
+        meeting_ip = setting("master_ip", "RING_MASTER_IP", "MASTER_ADDR")
+        meeting_port = setting("master_port", "RING_MASTER_PORT", "MASTER_PORT")
         fields: dict[str, Any] = {"rank": rank, "world_size": world_size}
         if port:
             fields["port"] = parse_port(port[0], port[1])
         if right_port:
             host = right_ip[0] if right_ip else "127.0.0.1"
             fields["right"] = Address(host, parse_port(right_port[0], right_port[1]))
-        if master_ip or master_port:
-            host = master_ip[0] if master_ip else "127.0.0.1"
-            fields["master"] = Address(host, parse_port(*master_port) if master_port else 29500)
+        if meeting_ip or meeting_port or (started_by and not right_port and world_size > 1):
+            host = meeting_ip[0] if meeting_ip else master_host(environ, started_by) if started_by else "127.0.0.1"
+            free = master_port(environ, started_by) if started_by else MASTER_PORT
+            fields["master"] = Address(host, parse_port(*meeting_port) if meeting_port else free)
         if environ.get("RING_INTERFACE"):
             fields["interface"] = environ["RING_INTERFACE"]
         if "secret" not in changes:
