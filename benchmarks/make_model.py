@@ -224,7 +224,7 @@ def write_gguf(shape: Shape, path: Path, kind: str, name: str) -> None:
         from ringlm.models.kinds import Rope
         from ringlm.models.rope import frequencies
 
-        plain, scaled = Rope(shape.theta), Rope(shape.theta, "llama3", 32.0)
+        plain, scaled = Rope(shape.theta), Rope(shape.theta, kind="llama3", factor=32.0)
         factors = frequencies(plain, shape.head_dim, CONTEXT) / frequencies(scaled, shape.head_dim, CONTEXT)
         writer.add_tensor("rope_freqs.weight", factors.numpy())
     for matrix in matrices(shape):

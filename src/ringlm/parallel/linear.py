@@ -81,11 +81,19 @@ class Storage(Product, Protocol):
         ...
 
 
+# Up to so many activations our product with an unpacked matrix is faster on a CPU than torch's (docs/performance.md).
+_FEW = {
+    torch.float32: 32,
+    torch.float16: 32,
+    torch.bfloat16: 3 if torch.cpu._is_avx512_bf16_supported() else 32,
+}
+
+
 class Dense:
     """The matrix as it is, in the dtype of the activations."""
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+        self.weight = weight.contiguous()
 
     @property
     def nbytes(self) -> int:
@@ -93,8 +101,11 @@ class Dense:
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, prologue: Prologue | None = None) -> Tensor:
         x = x if prologue is None else prologue(x)
-        if x.shape[0] == 1 and x.is_cpu:  # a sixth to a half faster there than a product of matrices with one row
-            return (torch.mv(self.weight, x[0]) if bias is None else torch.addmv(bias, self.weight, x[0])).unsqueeze(0)
+        if x.is_cpu and 0 < x.shape[0] <= _FEW.get(self.weight.dtype, 0):
+            from ringlm.parallel.kernels.dense import product  # and with it a compiler
+
+            wide = product(self.weight, x)
+            return (wide if bias is None else wide.add_(bias)).to(x.dtype)
         return F.linear(x, self.weight, bias)
 
     def rows(self, indices: Tensor) -> Tensor:

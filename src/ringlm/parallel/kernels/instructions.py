@@ -18,6 +18,7 @@ from llvmlite import binding, ir
 LANES: Final = 8  # of a vector of floats
 
 _FEATURES: Final = binding.get_host_cpu_features()
+WIDE: Final = bool(_FEATURES.get("avx512f"))  # vectors of 512 bits
 _WIDE_VNNI: Final = bool(_FEATURES.get("avx512vnni"))
 ROWS: Final = 16 if _WIDE_VNNI else 8  # of a matrix, side by side
 
@@ -46,6 +47,17 @@ def load(b: Builder, base: Value, offset: Value, type: Any) -> Value:
     return value
 
 
+def load_first(b: Builder, base: Value, count: Value, type: Any) -> Value:
+    """The first `count` elements at `base`, a typed pointer, as a vector of `type` whose other lanes are zero."""
+    lanes = ir.Constant(vector(I64, type.count), list(range(type.count)))
+    mask = b.icmp_unsigned("<", lanes, spread(b, count, type.count))
+    element = "f32" if type.element is F32 else "i16"
+    name = f"llvm.masked.load.v{type.count}{element}.p0v{type.count}{element}"
+    whole = vector(I16, type.count) if type.element is F16 else type
+    place, zeros = b.bitcast(base, whole.as_pointer()), ir.Constant(whole, None)
+    return b.bitcast(call(b, name, whole, place, ir.Constant(I32, 1), mask, zeros), type)
+
+
 def spread(b: Builder, value: Value, count: int = LANES) -> Value:
     """`value` in every lane."""
     undefined = ir.Constant(vector(value.type, count), ir.Undefined)
@@ -63,6 +75,17 @@ def call(b: Builder, name: str, result: Any, *arguments: Value) -> Value:
 def multiply_add(b: Builder, x: Value, y: Value, z: Value) -> Value:
     """x * y + z for vectors of float32, rounded once."""
     return call(b, f"llvm.fma.v{x.type.count}f32", x.type, x, y, z)
+
+
+def sum_of(b: Builder, x: Value) -> Value:
+    """The sum of a vector of float32, in any order."""
+    count = x.type.count
+    undefined = ir.Constant(x.type, ir.Undefined)
+    while count > 1:  # halves onto halves
+        count //= 2
+        lanes = [place + count if place < count else place for place in range(x.type.count)]
+        x = b.fadd(x, b.shuffle_vector(x, undefined, ir.Constant(vector(I32, x.type.count), lanes)))
+    return b.extract_element(x, ir.Constant(I32, 0))
 
 
 def prefetch(b: Builder, base: Value, nbytes: int) -> None:
