@@ -22,7 +22,8 @@ from torch import Tensor
 from ringlm.cluster.agreement import BITS
 from ringlm.frontend.model import resolve
 from ringlm.models.batch import Batch
-from ringlm.models.loader import dimensions, load_model
+from ringlm.models.config import read_config
+from ringlm.models.loader import load_model
 from ringlm.parallel.communicator import Alone, Communicator
 from ringlm.parallel.shard import plan_shards
 from ringlm.ring import RingConfig, connect
@@ -53,7 +54,7 @@ class Rounded:
 
 def logits(files: ModelFiles, comm: Communicator, tokens: Sequence[int], device: str, **options: Any) -> Tensor:
     """float32 (tokens, vocabulary) on rank 0, on the CPU."""
-    plan = plan_shards(dimensions(files.config, files.name), comm.world_size)
+    plan = plan_shards(read_config(files.config, files.name), comm.world_size)
     loaded = load_model(
         files, plan, comm.rank, comm, device=torch.device(device), context=len(tokens) + 8, **options
     )  # fmt: skip
@@ -93,7 +94,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     files = open_model(str(resolve(options.model).path))
     draw = random.Random(0)
-    tokens = [draw.randrange(dimensions(files.config, files.name).vocabulary) for _ in range(options.tokens)]
+    tokens = [draw.randrange(read_config(files.config, files.name).vocabulary) for _ in range(options.tokens)]
     alone, device = Alone(), options.device
     for quant in options.quant.split(","):
         bits = BITS[quant]

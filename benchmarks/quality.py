@@ -35,7 +35,8 @@ from ringlm.errors import RingLMError
 from ringlm.frontend.model import resolve
 from ringlm.frontend.tokenizer import Tokenizer
 from ringlm.models.batch import Batch
-from ringlm.models.loader import dimensions, load_model
+from ringlm.models.config import read_config
+from ringlm.models.loader import load_model
 from ringlm.parallel.communicator import Alone
 from ringlm.parallel.shard import plan_shards
 from ringlm.weights import open_model
@@ -79,7 +80,7 @@ def smollm2(folder: Path, weights: Sequence[str]) -> Iterator[tuple[str, Tokeniz
     files, comm = open_model(folder), Alone()
     for form in weights:
         options: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32, "context": 4096}
-        plan = plan_shards(dimensions(files.config, files.name), 1, None)
+        plan = plan_shards(read_config(files.config, files.name), 1, None)
         ours = load_model(files, plan, 0, comm, bits=BITS[form], **options)
 
         def logits(ids: Sequence[int], ours: Any = ours) -> Tensor:

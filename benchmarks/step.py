@@ -24,7 +24,7 @@ from ringlm.engine.logits import pick
 from ringlm.frontend.model import resolve
 from ringlm.models.attention import AttentionStep
 from ringlm.models.batch import Batch
-from ringlm.models.config import dimensions
+from ringlm.models.config import read_config
 from ringlm.models.layers import Attention, Block
 from ringlm.models.loader import load_model
 from ringlm.parallel.communicator import Alone
@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Part], float]:
     """The parts, and the whole step by itself in microseconds."""
     files = open_model(resolve(options.model).path)
     comm = Absent(options.rank, options.world_size)
-    plan = plan_shards(dimensions(files.config), options.world_size)
+    plan = plan_shards(read_config(files.config), options.world_size)
     dtype = torch.float32
     model: Any = load_model(
         files, plan, options.rank, comm, device=torch.device("cpu"), dtype=dtype, context=options.position + 128,

@@ -13,7 +13,7 @@ import torch
 
 from ringlm.cluster.settings import Settings
 from ringlm.engine.request import SamplingParams
-from ringlm.models.config import dimensions, read_config
+from ringlm.models.config import read_config
 from ringlm.models.loader import ShardLoader
 from ringlm.models.registry import builder
 from ringlm.parallel.communicator import Alone
@@ -43,7 +43,7 @@ def share(path: Path, rank: int, world_size: int) -> int:
     """Bytes of weights that `rank` holds in float32."""
     files = open_model(path)
     config = read_config(files.config)
-    plan = plan_shards(dimensions(files.config), world_size)
+    plan = plan_shards(read_config(files.config), world_size)
     survey = ShardLoader(files.tensors, Alone(), torch.device("meta"), torch.float32)
     return builder(config.architecture)(config, plan.ranks[rank], survey).nbytes
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ringlm.models.batch import Batch
 from ringlm.models.causal_lm import CausalLM
-from ringlm.models.loader import dimensions, load_model
+from ringlm.models.config import read_config
+from ringlm.models.loader import load_model
 from ringlm.parallel.communicator import Communicator
 from ringlm.parallel.shard import plan_shards
 from ringlm.weights import ModelFiles, open_model
@@ -91,7 +92,7 @@ def expected(folder: Path, prompts: Sequence[Sequence[int]], count: int) -> list
 
 def load(files: ModelFiles, comm: Communicator, weights: Sequence[float] | None = None, **options: Any) -> CausalLM:
     """This rank's part of `files` in float32 on the CPU, for 1,024 positions."""
-    plan = plan_shards(dimensions(files.config, files.name), comm.world_size, weights)
+    plan = plan_shards(read_config(files.config, files.name), comm.world_size, weights)
     settings = {"device": torch.device("cpu"), "dtype": torch.float32, "context": 1024} | options
     return load_model(files, plan, comm.rank, comm, **settings)
 

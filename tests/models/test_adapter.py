@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ringlm.errors import ModelError
-from ringlm.models.loader import ShardLoader, dimensions, load_model
+from ringlm.models.config import read_config
+from ringlm.models.loader import ShardLoader, load_model
 from ringlm.models.shard_file import LIMIT_VARIABLE
 from ringlm.models.sizes import Holding, holdings
 from ringlm.parallel.communicator import Alone, Communicator
@@ -153,7 +154,7 @@ def test_its_bytes_are_planned(
     cases: dict[str, Case], name: str, world_size: int, split: Any, dtype: str, bits: int | None
 ) -> None:
     files = cases[name].files
-    plan = plan_shards(dimensions(files.config), world_size, split)
+    plan = plan_shards(read_config(files.config), world_size, split)
     told = holdings(files, plan, ["cpu"] * world_size, dtype=dtype, bits=bits)
     kinds = {"device": torch.device("cpu"), "dtype": getattr(torch, dtype), "context": 70, "bits": bits}
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ringlm.errors import ModelError
-from ringlm.models.config import dimensions, read_config
+from ringlm.models.config import read_config
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -39,8 +39,8 @@ def test_end_of_text_tokens() -> None:
     assert read_config(BASE | {"eos_token_id": [5, 7]}).eos_token_ids == (5, 7)
 
 
-def test_dimensions() -> None:
-    found = dimensions(BASE | {"num_key_value_heads": 2}, "tiny")
+def test_sizes_that_a_plan_divides() -> None:
+    found = read_config(BASE | {"num_key_value_heads": 2}, "tiny")
     assert (found.query_heads, found.kv_heads, found.columns, found.vocabulary) == (4, 2, 96, 100)
     assert (found.name, found.context, found.layers) == ("tiny", 2048, 2)
 

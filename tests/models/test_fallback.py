@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ringlm.errors import ConfigError, ModelError
-from ringlm.models.loader import dimensions
+from ringlm.models.config import read_config
 from ringlm.models.sizes import holdings
 from ringlm.parallel.shard import plan_shards
 from ringlm.weights import open_model
@@ -78,7 +78,7 @@ def test_packed_and_in_bfloat16_it_stays_close(models: dict[str, Any], name: str
 @pytest.mark.parametrize("name", MODELS)
 def test_the_plan_says_what_is_loaded(models: dict[str, Any], name: str, bits: int | None) -> None:
     files = open_model(models[name][0])
-    plan = plan_shards(dimensions(files.config), 2)
+    plan = plan_shards(read_config(files.config), 2)
     found = holdings(files, plan, ["cpu"] * 2, dtype="float32", bits=bits)
     assert found == loaded(files, 2, None, "float32", bits)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ringlm.models.loader import dimensions
+from ringlm.models.config import read_config
 from ringlm.models.sizes import holdings
 from ringlm.parallel.shard import plan_shards
 from ringlm.weights import open_model
@@ -54,6 +54,6 @@ def test_packed(name: str, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("bits", [None, 4])
 def test_what_is_planned_is_what_is_held(pair: tuple[Path, Path], bits: int | None) -> None:
     files = open_model(pair[0])
-    plan = plan_shards(dimensions(files.config), 3)
+    plan = plan_shards(read_config(files.config), 3)
     planned = holdings(files, plan, ["cpu"] * 3, dtype="float32", bits=bits)
     assert planned == loaded(files, 3, None, "float32", bits)

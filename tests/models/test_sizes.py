@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ringlm.models.loader import dimensions, load_model
+from ringlm.models.config import read_config
+from ringlm.models.loader import load_model
 from ringlm.models.sizes import Holding, holdings
 from ringlm.parallel.communicator import Communicator
 from ringlm.parallel.shard import plan_shards
@@ -42,7 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFiles]:
 def loaded(
     files: ModelFiles, world_size: int, split: tuple[float, ...] | None, dtype: str, bits: int | None
 ) -> list[Holding]:
-    plan = plan_shards(dimensions(files.config), world_size, split)
+    plan = plan_shards(read_config(files.config), world_size, split)
 
     def rank(comm: Communicator) -> Holding:
         model = load_model(
@@ -65,7 +66,7 @@ def test_it_is_what_is_loaded(
     bits: int | None,
 ) -> None:
     files = models[name]
-    plan = plan_shards(dimensions(files.config), world_size, split)
+    plan = plan_shards(read_config(files.config), world_size, split)
     planned = holdings(files, plan, ["cpu"] * world_size, dtype=dtype, bits=bits)
     assert planned == loaded(files, world_size, split, dtype, bits)
 
@@ -74,7 +75,7 @@ def test_it_is_what_is_loaded(
 def test_every_family(name: str, tmp_path: Path) -> None:
     family, changes = MODELS[name]
     files = open_model(save(tmp_path / "model", family=family, **changes))
-    plan = plan_shards(dimensions(files.config), 3)
+    plan = plan_shards(read_config(files.config), 3)
     for dtype, bits in FORMS:
         planned = holdings(files, plan, ["cpu"] * 3, dtype=dtype, bits=bits)
         assert planned == loaded(files, 3, None, dtype, bits), (dtype, bits)
@@ -86,7 +87,7 @@ def test_rows_on_an_accelerator_are_not_padded(models: dict[str, ModelFiles], mo
     layout = layout_of(torch.device("cuda"))
     monkeypatch.setattr("ringlm.models.loader.layout_of", lambda device: layout)
     files = models["odd"]
-    plan = plan_shards(dimensions(files.config), 3)
+    plan = plan_shards(read_config(files.config), 3)
     planned = holdings(files, plan, ["cuda"] * 3, dtype="float32", bits=4)
     assert planned == loaded(files, 3, None, "float32", 4)
     assert planned != holdings(files, plan, ["cpu"] * 3, dtype="float32", bits=4)

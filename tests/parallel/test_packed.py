@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 import torch
@@ -14,9 +14,18 @@ from ringlm.parallel.kernels.choice import NEVER
 from ringlm.parallel.kernels.instructions import ROWS
 from ringlm.parallel.kernels.products import FORMS
 from ringlm.parallel.packed import PackedMatrix, Segment, Workspace
+from ringlm.parallel.packed_device import DeviceSegment
 from ringlm.parallel.prologue import Gate, Prologue, RmsNorm
 
 CPU = torch.device("cpu")
+AnySegment = TypeVar("AnySegment", Segment, DeviceSegment)
+SHAPES: dict[str, Any] = {
+    "forms": st.lists(st.sampled_from(FORMS), min_size=1, max_size=3),
+    "rows": st.integers(1, 70),
+    "columns": st.integers(1, 200),
+    "lead": st.integers(0, 31),
+    "tokens": st.integers(1, 11),
+}
 
 
 class Sample(NamedTuple):
@@ -50,14 +59,23 @@ class Sample(NamedTuple):
         return values.flatten(1)
 
 
+def random_matrix(forms: list[tuple[int, bool]], rows: int, columns: int, lead: int) -> tuple[list[Sample], Tensor]:
+    """Segments of these forms, and what they stand for, float64 (rows of all, columns)."""
+    samples = [Sample.random(form, rows + index, -(-(lead + columns) // 32)) for index, form in enumerate(forms)]
+    return samples, torch.cat([sample.weights() for sample in samples])[:, lead : lead + columns]
+
+
+def filled(kind: type[AnySegment], sample: Sample, device: torch.device = CPU) -> AnySegment:
+    """The sample as a segment of `kind`, filled as tiles come."""
+    segment = kind(sample, len(sample.codes), device)
+    for first in range(0, len(sample.codes), 24):
+        part = [None if t is None else t[first : first + 24] for t in sample[1:]]
+        segment.fill(first, Sample(sample.bits, *part))
+    return segment
+
+
 def matrix(samples: list[Sample], columns: int, lead: int, unpack_from: int = NEVER) -> PackedMatrix:
-    segments = []
-    for sample in samples:
-        segment = Segment(sample, len(sample.codes), CPU)
-        for first in range(0, len(sample.codes), 24):  # as tiles come
-            part = [None if t is None else t[first : first + 24] for t in sample[1:]]
-            segment.fill(first, Sample(sample.bits, *part))
-        segments.append(segment)
+    segments = [filled(Segment, sample) for sample in samples]
     return PackedMatrix(segments, columns, lead, torch.float32, Workspace(unpack_from))
 
 
@@ -73,23 +91,17 @@ def rounded(x: Tensor, lead: int, blocks: int) -> Tensor:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    forms=st.lists(st.sampled_from(FORMS), min_size=1, max_size=3),
-    rows=st.integers(1, 70),
-    columns=st.integers(1, 200),
-    lead=st.integers(0, 31),
-    tokens=st.integers(1, 11),
+    **SHAPES,
     seed=st.integers(0, 1000),
 )
 def test_products_equal_those_of_the_weights(
     forms: list[tuple[int, bool]], rows: int, columns: int, lead: int, tokens: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    blocks = -(-(lead + columns) // 32)
-    samples = [Sample.random(form, rows + index, blocks) for index, form in enumerate(forms)]
-    weights = torch.cat([sample.weights() for sample in samples])[:, lead : lead + columns]
+    samples, weights = random_matrix(forms, rows, columns, lead)
     x, bias = torch.randn(tokens, columns), torch.randn(len(weights))
     packed = matrix(samples, columns, lead)
-    expected = rounded(x, lead, blocks) @ weights.T + bias.double()
+    expected = rounded(x, lead, -(-(lead + columns) // 32)) @ weights.T + bias.double()
     # Half-way cases may be rounded otherwise: one code of x is 1/127 of its block's largest.
     torch.testing.assert_close(packed(x, bias).double(), expected, rtol=2e-3, atol=2e-2 * weights.abs().max().item())
     close = (packed(x, bias).double() - expected).abs() < 1e-4 * expected.abs().max()
@@ -129,20 +141,14 @@ def test_a_matrix_without_rows_gives_zeros() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    forms=st.lists(st.sampled_from(FORMS), min_size=1, max_size=3),
-    rows=st.integers(1, 70),
-    columns=st.integers(1, 200),
-    lead=st.integers(0, 31),
-    tokens=st.integers(1, 11),
+    **SHAPES,
     tile=st.sampled_from([1, 3000, 1 << 19]),
 )
 def test_unpacked_products_are_those_of_the_weights_in_bfloat16(
     forms: list[tuple[int, bool]], rows: int, columns: int, lead: int, tokens: int, tile: int
 ) -> None:
     torch.manual_seed(rows)
-    blocks = -(-(lead + columns) // 32)
-    samples = [Sample.random(form, rows + index, blocks) for index, form in enumerate(forms)]
-    weights = torch.cat([sample.weights() for sample in samples])[:, lead : lead + columns]
+    samples, weights = random_matrix(forms, rows, columns, lead)
     x, bias = torch.randn(tokens, columns), torch.randn(len(weights))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ringlm.parallel.packed._TILE", tile)

@@ -6,14 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from ringlm.parallel import packed_device
 from ringlm.parallel.kernels.products import FORMS
 from ringlm.parallel.linear import ColumnParallel
 from ringlm.parallel.packed_device import FEW, DevicePacked, DeviceSegment
 from ringlm.parallel.prologue import Gate, RmsNorm
-from tests.parallel.test_packed import Sample
+from tests.parallel.test_packed import SHAPES, Sample, filled, random_matrix
 
 CPU = torch.device("cpu")
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -22,29 +21,12 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUD
 def matrix(
     samples: list[Sample], columns: int, lead: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU
 ) -> DevicePacked:
-    segments = []
-    for sample in samples:
-        segment = DeviceSegment(sample, len(sample.codes), device)
-        for first in range(0, len(sample.codes), 24):  # as tiles come
-            part = [None if t is None else t[first : first + 24] for t in sample[1:]]
-            segment.fill(first, Sample(sample.bits, *part))
-        segments.append(segment)
-    return DevicePacked(segments, columns, lead, dtype)
-
-
-def random_matrix(forms: list[tuple[int, bool]], rows: int, columns: int, lead: int) -> tuple[list[Sample], Tensor]:
-    """Segments of these forms, and what they stand for, float64 (rows of all, columns)."""
-    samples = [Sample.random(form, rows + index, -(-(lead + columns) // 32)) for index, form in enumerate(forms)]
-    return samples, torch.cat([sample.weights() for sample in samples])[:, lead : lead + columns]
+    return DevicePacked([filled(DeviceSegment, sample, device) for sample in samples], columns, lead, dtype)
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    forms=st.lists(st.sampled_from(FORMS), min_size=1, max_size=3),
-    rows=st.integers(1, 70),
-    columns=st.integers(1, 200),
-    lead=st.integers(0, 31),
-    tokens=st.integers(1, 11),
+    **SHAPES,
     tile=st.sampled_from([1, 500, 1 << 24]),
     seed=st.integers(0, 1000),
 )

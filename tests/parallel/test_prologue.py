@@ -31,7 +31,7 @@ def test_norms_of_heads_in_place(tokens: int, dtype: torch.dtype) -> None:
     heads = torch.randn(tokens, 37).to(dtype)[:, :30].view(tokens, 5, 6)  # tokens that are not side by side
     before = heads.double()
     queries, keys = (RmsNorm(torch.rand(6) + 0.5, 1e-6) for _ in range(2))  # float32, as 1 + a weight is
-    norm_heads(heads, queries, 2, keys, 1)
+    norm_heads(queries, 2, keys, 1, heads)
     for norm, mine in ((queries, slice(0, 2)), (keys, slice(2, 3))):
         exact = F.rms_norm(before[:, mine], (6,), norm.weight.double(), 1e-6)
         torch.testing.assert_close(heads[:, mine], exact.to(dtype))

@@ -14,7 +14,7 @@ import msgspec
 from ringlm.cluster.memory import Memory, free_blocks, refuse_unfit
 from ringlm.cluster.settings import Settings
 from ringlm.errors import ConfigError, RingLMError
-from ringlm.models.config import dimensions
+from ringlm.models.config import read_config
 from ringlm.models.sizes import Holding, blocks_for, holdings
 from ringlm.parallel.shard import ShardPlan, plan_shards
 from ringlm.weights.files import ModelFiles
@@ -101,7 +101,7 @@ def _decide(ranks: Sequence[Capabilities], files: ModelFiles) -> Agreement:
 def propose(ranks: Sequence[Capabilities], files: ModelFiles) -> Proposal:
     """What these ranks would do, whether or not they have memory for it. The cache is for `max_seqs` sequences of the
     whole context, or for what there is memory for, but for one at least."""
-    sizes = dimensions(files.config, files.name)
+    sizes = read_config(files.config, files.name)
     settings = agree(ranks, sizes.context)
     assert settings.context is not None
     assert settings.max_seqs is not None

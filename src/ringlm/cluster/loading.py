@@ -44,7 +44,7 @@ def load(
     Raises ConfigError or ModelError where the ranks cannot agree or the model cannot be split.
     """
     torch.set_grad_enabled(False)
-    files = open_model(spec.model, spec.settings.format, spec.adapter)
+    files = open_model(spec.model, spec.adapter)
     device = pick_device(spec.device)
     ring = join(files.identity) if spec.world_size > 1 else None
     here = (0,) if ring is None else ring.here

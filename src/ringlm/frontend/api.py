@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ringlm.engine.request import SamplingParams
@@ -18,7 +17,9 @@ from ringlm.frontend.model_api import ModelApi
 from ringlm.frontend.session import Session
 
 if TYPE_CHECKING:
-    from ringlm.frontend.conversation import Message, Tool
+    from typing_extensions import Unpack
+
+    from ringlm.frontend.conversation import ChatOptions, Message, Tool
 
 
 class LLM(ModelApi):
@@ -52,9 +53,7 @@ class LLM(ModelApi):
         sampling_params: SamplingParams | None = None,
         *,
         stream: Literal[False] = False,
-        tools: Sequence[Tool] = (),
-        tool_choice: str = "auto",
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ChatOptions],
     ) -> Completion: ...
 
     @overload
@@ -64,9 +63,7 @@ class LLM(ModelApi):
         sampling_params: SamplingParams | None = None,
         *,
         stream: Literal[True],
-        tools: Sequence[Tool] = (),
-        tool_choice: str = "auto",
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ChatOptions],
     ) -> Iterator[Piece]: ...
 
     def chat(
@@ -103,7 +100,5 @@ class LLM(ModelApi):
     def __enter__(self) -> LLM:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ringlm.engine.request import SamplingParams
@@ -20,7 +19,9 @@ from ringlm.frontend.model_api import ModelApi
 from ringlm.frontend.session import Session
 
 if TYPE_CHECKING:
-    from ringlm.frontend.conversation import Message, Tool
+    from typing_extensions import Unpack
+
+    from ringlm.frontend.conversation import ChatOptions, Message, Tool
     from ringlm.frontend.generation import Generation
 
 
@@ -53,9 +54,7 @@ class AsyncLLM(ModelApi):
         sampling_params: SamplingParams | None = None,
         *,
         stream: Literal[False] = False,
-        tools: Sequence[Tool] = (),
-        tool_choice: str = "auto",
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ChatOptions],
     ) -> Awaitable[Completion]: ...
 
     @overload
@@ -65,9 +64,7 @@ class AsyncLLM(ModelApi):
         sampling_params: SamplingParams | None = None,
         *,
         stream: Literal[True],
-        tools: Sequence[Tool] = (),
-        tool_choice: str = "auto",
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ChatOptions],
     ) -> AsyncIterator[Piece]: ...
 
     def chat(
@@ -100,9 +97,7 @@ class AsyncLLM(ModelApi):
     async def __aenter__(self) -> AsyncLLM:
         return await self.start()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
 

@@ -7,9 +7,11 @@ import dataclasses
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ringlm.cluster.messages import Output
 from ringlm.engine.request import SamplingParams
@@ -186,15 +188,7 @@ def summary(client: Engine, backend: str, rounds: dict[_Row, list[_Round]]) -> d
             for row, all in rounds.items()
         ],
         "comm_share": statistics.median(shares) if shares else 0.0,
-        "ranks": [
-            {
-                "device": rank.device,
-                "threads": rank.threads,
-                "weights_bytes": rank.weights_bytes,
-                "peak_bytes": rank.peak_bytes,
-            }
-            for rank in ready.ranks
-        ],
+        "ranks": msgspec.to_builtins(ready.ranks),
     }
 
 
@@ -202,18 +196,14 @@ def _rows(options: BenchOptions) -> list[_Row]:
     numbers = rows.sizes(options.concurrency)
     if options.prompt < 0 or options.tokens < 0 or options.tokens == 1:
         raise ConfigError("-p must be 0 or more, and -n 0 or 2 and more.")
-    wanted = list(_wanted(options, numbers))
+    kinds = (  # how many tokens were asked for, the row's name, its prompt and answer
+        (options.prompt, f"pp{options.prompt}", options.prompt, 0),
+        (options.tokens, f"tg{options.tokens}", _FIRST, options.tokens),
+    )
+    wanted = [_Row(test, size, prompt, tokens) for size in numbers for asked, test, prompt, tokens in kinds if asked]
     if not wanted:
         raise ConfigError("-p 0 and -n 0 leave nothing to measure; give one of them.")
     return wanted
-
-
-def _wanted(options: BenchOptions, sizes: list[int]) -> Iterator[_Row]:
-    for size in sizes:
-        if options.prompt:
-            yield _Row(f"pp{options.prompt}", size, options.prompt, 0)
-        if options.tokens:
-            yield _Row(f"tg{options.tokens}", size, _FIRST, options.tokens)
 
 
 def _show(result: dict[str, Any]) -> None:

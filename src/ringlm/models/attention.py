@@ -11,7 +11,6 @@ QUERY_ROWS x (QUERY_ROWS + window) where layers see a window only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -33,14 +32,6 @@ class Angles(NamedTuple):
 
     cos: Tensor
     sin: Tensor
-
-
-@dataclass(frozen=True)
-class _Several:
-    """A span of several tokens, and where the cache has it."""
-
-    span: Span
-    kept: Kept
 
 
 class _Singles:
@@ -176,7 +167,7 @@ class AttentionStep:
         elif len(singles) > 1:
             self._singles = _Gathered(singles, cache, self._kinds, heads)
         rest = batch.spans if self._singles is None else [span for span in batch.spans if span.length > 1]
-        self._several = [_Several(span, cache.kept(span)) for span in rest]
+        self._several = [(span, cache.kept(span)) for span in rest]  # where the cache has them
 
     def __call__(self, layer: int, kind: int, qkv: Tensor) -> Tensor:
         """qkv (T, query_heads + 2 * kv_heads, head_dim), which this may overwrite, to (T, query_heads * head_dim), in
@@ -188,22 +179,23 @@ class AttentionStep:
         layers = self._kinds[kind]
         if self._singles is not None:
             self._singles(layer, layers, qkv, out)
-        for several in self._several:
-            rows = slice(several.span.offset, several.span.offset + several.span.length)
-            self._one_span(layer, layers, several, qkv[rows], rows, out[rows])
+        for span, kept in self._several:
+            rows = slice(span.offset, span.offset + span.length)
+            self._one_span(layer, layers, kept, span.start, qkv[rows], rows, out[rows])
         return out
 
-    def _one_span(self, layer: int, layers: _Layers, several: _Several, qkv: Tensor, rows: slice, out: Tensor) -> None:
+    def _one_span(
+        self, layer: int, layers: _Layers, kept: Kept, start: int, qkv: Tensor, rows: slice, out: Tensor
+    ) -> None:
         """A sequence's tokens: turn them, keep their keys and values, and attend."""
         heads, (length, _, size) = self.query_heads, qkv.shape
         rotate(qkv[:, : heads + self.kv_heads], layers.angles.cos[rows], layers.angles.sin[rows])
         new = qkv[:, heads:].view(length, 2, self.kv_heads, size).permute(1, 2, 0, 3)  # (2, kv, length, size)
-        several.kept.keep(layer, new)
+        kept.keep(layer, new)
         queries = qkv[:, :heads].view(length, self.kv_heads, -1, size)  # (length, kv, group, size)
         mixed = out.view(length, self.kv_heads, -1, size)
-        start = several.span.start
         before = layers.seen_before(start)
-        past = several.kept.past(layer, start - before)  # (2, kv, before + length, size)
+        past = kept.past(layer, start - before)  # (2, kv, before + length, size)
         if length == 1:
             keys, values = past[:, None].unbind(0)
             mixed.copy_(_attend(queries, keys, values, None, layers))  # (1, kv, group, size)

@@ -33,19 +33,11 @@ _COMMON: Final = (  # fields that nearly all families have, by which the others 
 Layers = Annotated[int, msgspec.Meta(ge=1, le=1 << 12)]
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """What a family needs to know of its model. `context` is in positions."""
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Dimensions):
+    """What a family needs to know of its model, beside the sizes that a shard plan divides."""
 
     architecture: str
-    hidden_size: int
-    layers: int
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-    columns: int
-    vocabulary: int
-    context: int
     norm_eps: float
     norm_offset: float  # is added to the norms' weights
     activation: str  # of the MLP's gate, one of ACTIVATIONS
@@ -87,8 +79,9 @@ class _Config(msgspec.Struct):
     eos_token_id: int | list[int] | None = None
 
 
-def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """The checked configuration; ModelError names what is unknown, missing or contradictory in it."""
+def read_config(config: Mapping[str, Any], name: str = "") -> ModelConfig:
+    """The checked configuration of the model called `name`; ModelError names what is unknown, missing or contradictory
+    in it."""
     names = config.get("architectures")
     architecture = names[0] if isinstance(names, list) and names else None
     if not isinstance(architecture, str):
@@ -122,6 +115,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     stretch = max(kind.rope.factor if kind.rope.kind == "dynamic" else 1.0 for kind in attention)
     eos = raw.eos_token_id
     return ModelConfig(
+        name=name,
         architecture=architecture,
         hidden_size=raw.hidden_size,
         layers=raw.num_hidden_layers,
@@ -129,6 +123,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         kv_heads=kv_heads,
         head_dim=head_dim,
         columns=raw.intermediate_size,
+        expert_columns=0 if mixture is None else mixture.columns,
         vocabulary=raw.vocab_size,
         context=min(MAX_CONTEXT, int(raw.max_position_embeddings * stretch)),
         norm_eps=raw.rms_norm_eps,
@@ -145,21 +140,4 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
         mixture=mixture,
         foreign=foreign,
-    )
-
-
-def dimensions(config: Mapping[str, Any], name: str = "") -> Dimensions:
-    """What a shard plan divides; `name` is the model's, for messages. Raises as `read_config` does."""
-    checked = read_config(config)
-    return Dimensions(
-        hidden_size=checked.hidden_size,
-        layers=checked.layers,
-        query_heads=checked.query_heads,
-        kv_heads=checked.kv_heads,
-        head_dim=checked.head_dim,
-        columns=checked.columns,
-        vocabulary=checked.vocabulary,
-        context=checked.context,
-        name=name,
-        expert_columns=0 if checked.mixture is None else checked.mixture.columns,
     )

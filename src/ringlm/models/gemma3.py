@@ -7,16 +7,7 @@ the reference. Split as Llama is; every rank holds the heads' norms.
 from __future__ import annotations
 
 from ringlm.models import gemma2
-from ringlm.models.causal_lm import CausalLM
-from ringlm.models.config import ModelConfig
-from ringlm.models.layers import Block, LayerBuilder, causal_lm
-from ringlm.models.loader import ShardLoader
-from ringlm.parallel.shard import RankShard
-
-
-def build(config: ModelConfig, shard: RankShard, load: ShardLoader) -> CausalLM:
-    """This rank's part of the model."""
-    return causal_lm(config, shard, load, block)
+from ringlm.models.layers import Block, LayerBuilder
 
 
 def block(layer: LayerBuilder) -> Block:

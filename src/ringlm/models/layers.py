@@ -5,7 +5,8 @@ residual, through a norm in most families, and adds to it, reduced once. Knows n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from ringlm.parallel.linear import ColumnParallel, LinearSpec, RowParallel, Voca
 from ringlm.parallel.prologue import Gate, RmsNorm, norm_heads
 from ringlm.parallel.shard import RankShard
 
+# What norms this rank's queries and keys in qkv (T, query + 2 * key-value heads, head_dim), in place.
+HeadNorm: TypeAlias = Callable[[Tensor], None]
 GATES: Final = {"silu": Gate(), "gelu_pytorch_tanh": Gate(gelu=True)}  # by config.ACTIVATIONS
 
 
@@ -27,14 +30,6 @@ class Mlp(Protocol):
 
     def add_to(self, hidden: Tensor) -> None:
         """Adds to `hidden` (T, hidden_size) in place."""
-        ...
-
-
-class HeadNorm(Protocol):
-    """What is done to this rank's queries and keys before they are turned."""
-
-    def __call__(self, qkv: Tensor) -> None:
-        """Norms the queries and keys of qkv (T, query + 2 * key-value heads, head_dim) in place."""
         ...
 
 
@@ -53,17 +48,6 @@ class Attention:
         if self.norm is not None:
             self.norm(qkv)
         self.output.add_to(hidden, step(self.layer, self.kind, qkv))
-
-
-class NormOfEachHead:
-    """A norm for every query head, and one for every key head, each for itself."""
-
-    def __init__(self, queries: RmsNorm, keys: RmsNorm, query_heads: int, kv_heads: int) -> None:
-        self._norms = queries, query_heads, keys, kv_heads
-
-    def __call__(self, qkv: Tensor) -> None:
-        """Norms the queries and keys of qkv (T, query + 2 * key-value heads, head_dim) in place."""
-        norm_heads(qkv, *self._norms)
 
 
 class GatedMlp:
@@ -103,13 +87,14 @@ class LayerBuilder:
         """The norm `name` of the residual's width."""
         return rms_norm(self.config, self.load, self.prefix + name, self.config.hidden_size)
 
-    def norm_of_each_head(self) -> NormOfEachHead:
-        """q_norm and k_norm, of a head's width."""
+    def norm_of_each_head(self) -> HeadNorm:
+        """q_norm and k_norm, of a head's width, on every head for itself."""
         queries, keys = (
             rms_norm(self.config, self.load, f"{self.prefix}self_attn.{name}_norm", self.config.head_dim)
             for name in ("q", "k")
         )
-        return NormOfEachHead(queries, keys, len(self.shard.query_heads), len(self.shard.kv_heads))
+        shard = self.shard
+        return partial(norm_heads, queries, len(shard.query_heads), keys, len(shard.kv_heads))
 
     def attention(
         self,
@@ -145,7 +130,7 @@ def rms_norm(config: ModelConfig, load: ShardLoader, name: str, size: int) -> Rm
 
 
 def causal_lm(
-    config: ModelConfig, shard: RankShard, load: ShardLoader, block: Callable[[LayerBuilder], Block]
+    block: Callable[[LayerBuilder], Block], config: ModelConfig, shard: RankShard, load: ShardLoader
 ) -> CausalLM:
     """This rank's part of a model whose layers `block` makes: embedding, layers, norm and head."""
     size = (config.vocabulary, config.hidden_size)

@@ -5,17 +5,8 @@ transformers' LlamaForCausalLM is the reference. What is split how is at the end
 
 from __future__ import annotations
 
-from ringlm.models.causal_lm import CausalLM
-from ringlm.models.config import ModelConfig
-from ringlm.models.layers import Block, LayerBuilder, causal_lm
-from ringlm.models.loader import ShardLoader
+from ringlm.models.layers import Block, LayerBuilder
 from ringlm.parallel.linear import LinearSpec, column_parallel, row_parallel
-from ringlm.parallel.shard import RankShard
-
-
-def build(config: ModelConfig, shard: RankShard, load: ShardLoader) -> CausalLM:
-    """This rank's part of the model."""
-    return causal_lm(config, shard, load, block)
 
 
 def block(layer: LayerBuilder) -> Block:

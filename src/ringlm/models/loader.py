@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ringlm.errors import ModelError
 from ringlm.models.causal_lm import CausalLM
-from ringlm.models.config import dimensions, read_config
+from ringlm.models.config import read_config
 from ringlm.models.packing import Layout, Packer, layout_of
 from ringlm.models.registry import builder
 from ringlm.models.sizes import IGNORED
@@ -27,8 +27,6 @@ from ringlm.parallel.shard import Range, ShardPlan
 from ringlm.weights.adapter import Adapter
 from ringlm.weights.files import ModelFiles
 from ringlm.weights.source import WeightSource
-
-__all__ = ["ShardLoader", "dimensions", "load_model"]
 
 _TILE: Final = 1 << 20  # elements that are copied at a time into a matrix of several parts
 

@@ -5,17 +5,8 @@ transformers' Qwen3ForCausalLM is the reference. Split as Llama is; every rank h
 
 from __future__ import annotations
 
-from ringlm.models.causal_lm import CausalLM
-from ringlm.models.config import ModelConfig
-from ringlm.models.layers import Block, LayerBuilder, causal_lm
+from ringlm.models.layers import Block, LayerBuilder
 from ringlm.models.llama import attention_split, mlp_split
-from ringlm.models.loader import ShardLoader
-from ringlm.parallel.shard import RankShard
-
-
-def build(config: ModelConfig, shard: RankShard, load: ShardLoader) -> CausalLM:
-    """This rank's part of the model."""
-    return causal_lm(config, shard, load, block)
 
 
 def block(layer: LayerBuilder) -> Block:

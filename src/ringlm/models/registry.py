@@ -1,10 +1,11 @@
-"""Which module holds which family, imported when a model asks for it. Each has `build(config, shard, load)`; that of
-families without one, fallback.py, too."""
+"""Which module holds which family, imported when a model asks for it: its `block` makes a layer. Families without one
+are built by fallback.py."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Family(NamedTuple):
-    """A module of this package, and what transformers takes for granted where the family's config.json is silent."""
+    """A module of this package, and what transformers takes for granted where the family's config.json is silent.
+
+    A family that is Llama with other numbers (a window, biases, layers without positions) has Llama's.
+    """
 
     module: str
     defaults: Mapping[str, Any] = {}
@@ -42,9 +46,11 @@ _GEMMA: Final = {
 
 FAMILIES: Final[Mapping[str, Family]] = {  # by config.json's "architectures"
     "LlamaForCausalLM": Family("llama"),
-    "MistralForCausalLM": Family("mistral", {"use_sliding_window": True, "sliding_window": 4096}),
+    # A window of positions, in later models none (arXiv:2310.06825).
+    "MistralForCausalLM": Family("llama", {"use_sliding_window": True, "sliding_window": 4096}),
     "MixtralForCausalLM": Family("mixtral", _MIXTRAL),
-    "Qwen2ForCausalLM": Family("qwen2", _QWEN | {"attention_bias": True, "attention_output_bias": False}),
+    # A bias on queries, keys and values (arXiv:2407.10671).
+    "Qwen2ForCausalLM": Family("llama", _QWEN | {"attention_bias": True, "attention_output_bias": False}),
     "Qwen3ForCausalLM": Family("qwen3", _QWEN | {"head_dim": 128}),
     "Qwen3MoeForCausalLM": Family("qwen3_moe", _QWEN3_MOE),
     "Gemma2ForCausalLM": Family(
@@ -57,8 +63,9 @@ FAMILIES: Final[Mapping[str, Family]] = {  # by config.json's "architectures"
     "Phi3ForCausalLM": Family(
         "phi3", {"use_sliding_window": True, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
     ),
+    # Every fourth layer has no rotary positions (NoPE, arXiv:2501.18795).
     "SmolLM3ForCausalLM": Family(
-        "smollm3", {"no_rope_layer_interval": 4, "rope_theta": 2e6, "tie_word_embeddings": True}
+        "llama", {"no_rope_layer_interval": 4, "rope_theta": 2e6, "tie_word_embeddings": True}
     ),
     "Olmo2ForCausalLM": Family("olmo2", {"rms_norm_eps": 1e-5}),
 }
@@ -66,7 +73,10 @@ FAMILIES: Final[Mapping[str, Family]] = {  # by config.json's "architectures"
 
 def builder(architecture: str) -> Callable[[ModelConfig, RankShard, ShardLoader], CausalLM]:
     """The function that builds one rank's part of a model of `architecture`."""
-    module = FAMILIES[architecture].module if architecture in FAMILIES else "fallback"
-    build: Callable[[ModelConfig, RankShard, ShardLoader], CausalLM]
-    build = importlib.import_module(f"ringlm.models.{module}").build
-    return build
+    if architecture not in FAMILIES:
+        from ringlm.models.fallback import build
+
+        return build
+    from ringlm.models.layers import causal_lm
+
+    return partial(causal_lm, importlib.import_module(f"ringlm.models.{FAMILIES[architecture].module}").block)

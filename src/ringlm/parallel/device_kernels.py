@@ -98,7 +98,7 @@ class Product:
 
 
 def unpack(codes: Tensor, scales: Tensor, minimums: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """As parallel/unpacking.py does, to `dtype`, rounded once; everything is contiguous."""
+    """As parallel/segment.py does, to `dtype`, rounded once; everything is contiguous."""
     rows, blocks = scales.shape
     out = torch.empty(rows, blocks * 32, dtype=dtype, device=codes.device)
     count, form = rows * blocks, _form(codes, minimums)

@@ -6,11 +6,10 @@ memory bandwidth without AVX-512 and have none for float32 (docs/performance.md)
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import torch
@@ -32,28 +31,11 @@ from ringlm.parallel.kernels.products import (
 from ringlm.parallel.kernels.rows import BLOCK
 from ringlm.parallel.kernels.unpacking import unpack, unpack_by_threads, unpack_rows
 from ringlm.parallel.prologue import Gate, Prologue, RmsNorm
+from ringlm.parallel.segment import Blocks, Held
 
 _TILE: Final = 1 << 19  # elements unpacked at a time: a megabyte stays in the cache
 _CHUNK: Final = 1 << 25  # bytes of memory taken at a time
 _LINE: Final = 64  # bytes
-
-
-class Blocks(Protocol):
-    """Rows of a matrix in blocks of 32 columns: weight = scale * code + minimum.
-
-    codes: 4 bits: uint8 (rows, blocks, 16), element j in the low half of byte j and j + 16 in its high half;
-    8 bits: int8 (rows, blocks, 32). scales: float16 (rows, blocks). minimums: likewise, or None for -8 * scale with
-    4 bits and 0 with 8 bits.
-    """
-
-    @property
-    def bits(self) -> int: ...
-    @property
-    def codes(self) -> Tensor: ...
-    @property
-    def scales(self) -> Tensor: ...
-    @property
-    def minimums(self) -> Tensor | None: ...
 
 
 class Workspace:
@@ -98,10 +80,11 @@ class Memory:
         return taken.view(dtype).view(shape)
 
 
-class Segment:
-    """`rows` consecutive rows of one form, ROWS of them side by side in `memory`: a copy of `tensors`, as an earlier
-    segment's `tensors()` were, or zeros, to be filled in any order. `like` has the form, and a row's blocks.
-    """
+class Segment(Held):
+    """Rows that lie ROWS side by side in `memory`: a copy of `tensors`, as an earlier segment's `tensors()` were, or
+    zeros, to be filled in any order. `like` has the form, and a row's blocks."""
+
+    lanes = ROWS
 
     def __init__(
         self,
@@ -111,26 +94,21 @@ class Segment:
         tensors: Mapping[str, Tensor] | None = None,
         memory: Memory | None = None,
     ) -> None:
-        self.form = FORMS.index((like.bits, like.minimums is not None))
-        self.rows, self.row_blocks = rows, -(-rows // ROWS)
         memory = memory or Memory()
-        shape = self.row_blocks, like.scales.shape[1]
+        shape = -(-rows // ROWS), like.scales.shape[1]
         # A block of a row has as many words of 4 bytes as a code has bits.
-        self.codes = memory.zeros((*shape, like.bits, ROWS, 4), torch.uint8, device)
-        self.scales = memory.zeros((*shape, ROWS), torch.float16, device)
-        self.minimums = None if like.minimums is None else memory.zeros((*shape, ROWS), torch.float16, device)
+        codes = memory.zeros((*shape, like.bits, ROWS, 4), torch.uint8, device)
+        scales = memory.zeros((*shape, ROWS), torch.float16, device)
+        minimums = None if like.minimums is None else memory.zeros((*shape, ROWS), torch.float16, device)
+        super().__init__(rows, codes, scales, minimums)
+        self.form = FORMS.index((like.bits, like.minimums is not None))
         if tensors is not None:
             for name, tensor in self.tensors().items():
                 tensor.copy_(tensors[name])
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All that it holds, by name."""
-        held = {"codes": self.codes, "scales": self.scales}
-        return held if self.minimums is None else held | {"minimums": self.minimums}
-
     @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors().values())
+    def row_blocks(self) -> int:
+        return len(self.codes)
 
     def fill(self, first: int, part: Blocks) -> None:
         """Take `part` as the rows from `first` on; the form is this segment's."""
@@ -140,14 +118,6 @@ class Segment:
         if self.minimums is not None:
             assert part.minimums is not None
             _place(self.minimums, first, part.minimums, rows)
-
-    def cut(self, first: int, rows: int) -> Segment:
-        """Rows [first, first + rows) as a segment of their own, in the same memory; `first` is a multiple of ROWS."""
-        part, inside = copy.copy(self), slice(first // ROWS, -(-(first + rows) // ROWS))
-        part.rows, part.row_blocks = rows, inside.stop - inside.start
-        part.codes, part.scales = self.codes[inside], self.scales[inside]
-        part.minimums = None if self.minimums is None else self.minimums[inside]
-        return part
 
     def unpack_into(self, tile: Tensor, first: int, last: int, threads: int) -> None:
         """Blocks `first` to `last` of ROWS rows to bfloat16 (at least as many rows, columns)."""

@@ -7,22 +7,18 @@ straight from the codes, which reads a third or half of a bfloat16 matrix, and u
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ringlm.parallel import unpacking
 from ringlm.parallel.prologue import Prologue
-
-if TYPE_CHECKING:
-    from ringlm.parallel.packed import Blocks  # with it comes a compiler
+from ringlm.parallel.segment import BLOCK, Blocks, Held, unpack
 
 log = logging.getLogger("ringlm")
 
@@ -31,34 +27,19 @@ _TILE: Final = 1 << 24  # elements that are unpacked at a time: 32 MB, which an 
 _ROWS: Final = 64  # a tile has a multiple of them: products of odd numbers of rows take several times as long
 
 
-class DeviceSegment:
-    """`rows` consecutive rows of one form on `device`: those of `tensors`, as an earlier segment's `tensors()` were,
-    or zeros, to be filled in any order. `like` has the form, and a row's blocks."""
+class DeviceSegment(Held):
+    """Rows on `device`, one after another: those of `tensors`, as an earlier segment's `tensors()` were, or zeros, to
+    be filled in any order. `like` has the form, and a row's blocks. Codes are uint8 (rows, blocks, 16 or 32)."""
 
     def __init__(
         self, like: Blocks, rows: int, device: torch.device, tensors: Mapping[str, Tensor] | None = None
     ) -> None:
-        self.rows = rows
         if tensors is None:
-            figures = like.scales.shape[1]
-            tensors = made = {
-                "codes": torch.zeros(rows, *like.codes.shape[1:], dtype=torch.uint8, device=device),
-                "scales": torch.zeros(rows, figures, dtype=torch.float16, device=device),
-            }
-            if like.minimums is not None:
-                made["minimums"] = torch.zeros(rows, figures, dtype=torch.float16, device=device)
-        self.codes, self.scales = tensors["codes"].to(device), tensors["scales"].to(device)
-        self.minimums = tensors["minimums"].to(device) if "minimums" in tensors else None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that it holds, by name: codes uint8 (rows, blocks, 16 or 32), scales and minimums float16 (rows, blocks);
-        a block as in parallel/packed.py."""
-        held = {"codes": self.codes, "scales": self.scales}
-        return held if self.minimums is None else held | {"minimums": self.minimums}
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors().values())
+            given = {"codes": like.codes.view(torch.uint8), "scales": like.scales}
+            given |= {} if like.minimums is None else {"minimums": like.minimums}
+            tensors = {name: each.new_zeros((rows, *each.shape[1:]), device=device) for name, each in given.items()}
+        here = {name: each.to(device) for name, each in tensors.items()}
+        super().__init__(rows, here["codes"], here["scales"], here.get("minimums"))
 
     def fill(self, first: int, part: Blocks) -> None:
         """Take `part` as the rows from `first` on; the form is this segment's."""
@@ -69,19 +50,12 @@ class DeviceSegment:
             assert part.minimums is not None
             self.minimums[rows] = part.minimums
 
-    def cut(self, first: int, rows: int) -> DeviceSegment:
-        """Rows [first, first + rows) as a segment of their own, in the same memory."""
-        part, inside = copy.copy(self), slice(first, first + rows)
-        part.rows, part.codes, part.scales = rows, self.codes[inside], self.scales[inside]
-        part.minimums = None if self.minimums is None else self.minimums[inside]
-        return part
-
     def unpack(self, rows: slice | Tensor, dtype: torch.dtype) -> Tensor:
         """Those rows, in `dtype`, (n, blocks * 32)."""
         minimums = None if self.minimums is None else self.minimums[rows]
         held = self.codes[rows], self.scales[rows], minimums
         kernels = _kernels(self.codes.device)
-        return unpacking.unpack(*held).to(dtype) if kernels is None else kernels.unpack(*held, dtype)
+        return unpack(*held).to(dtype) if kernels is None else kernels.unpack(*held, dtype)
 
 
 class DevicePacked:
@@ -123,7 +97,7 @@ class DevicePacked:
 
     def _by_unpacking(self, x: Tensor, out: Tensor) -> None:
         # Zeros meet what does not belong to the matrix: cut from the tile, it would lie at addresses that are slow.
-        before, behind = self._inner.start, -self._inner.stop % unpacking.BLOCK
+        before, behind = self._inner.start, -self._inner.stop % BLOCK
         x = F.pad(x, (before, behind)) if before or behind else x
         height = max(1, _TILE // max(1, x.shape[1]) // _ROWS) * _ROWS
         first = 0

@@ -49,7 +49,7 @@ class RmsNorm:
         add_rms_norm(x.data_ptr(), self._wide_weight.data_ptr(), *x.shape, self.eps, residual.data_ptr())
 
 
-def norm_heads(qkv: Tensor, queries: RmsNorm, query_heads: int, keys: RmsNorm, kv_heads: int) -> None:
+def norm_heads(queries: RmsNorm, query_heads: int, keys: RmsNorm, kv_heads: int, qkv: Tensor) -> None:
     """Norms the queries and keys of qkv (T, query + 2 * key-value heads, head_dim) in place, each head for itself."""
     if not _compiled(qkv):
         for norm, heads in ((queries, qkv[:, :query_heads]), (keys, qkv[:, query_heads : query_heads + kv_heads])):

@@ -4,11 +4,12 @@ Torch-free until one is read."""
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ringlm.errors import ConfigError
+from ringlm.errors import ModelError
 from ringlm.weights.adapter import Adapter, open_adapter
 from ringlm.weights.folder import FolderWeights, read_json
 from ringlm.weights.gguf import GGUFWeights
@@ -27,7 +28,6 @@ class ModelFiles:
     """An opened model: headers are checked, no weight has been read."""
 
     path: Path
-    format: Format
     name: str
     config: dict[str, Any]  # config.json's names, for GGUF as well
     fingerprint: str  # the name, a colon, and what is equal wherever the same model is held, under whichever name
@@ -50,30 +50,23 @@ class ModelFiles:
         return f"{self.name} with the adapter {self.adapter_name}:{','.join((own, *fields))}"
 
 
-def open_model(path: str | Path, format: str | None = None, adapter: str | Path | None = None) -> ModelFiles:
-    """The model in a Hugging Face folder ("plain") or a GGUF file ("gguf"); `format` None: whichever is there.
-    `adapter` is a folder with a LoRA adapter for it.
+def open_model(path: str | Path, adapter: str | Path | None = None) -> ModelFiles:
+    """The model in a Hugging Face folder or a GGUF file; `adapter` is a folder with a LoRA adapter for it.
 
-    Raises ConfigError for a path or format that does not fit, ModelError for files that are damaged or not understood.
+    Raises ModelError for files that are missing, damaged or not understood, ConfigError where there is no adapter.
     """
-    path = Path(path).expanduser()
-    if format not in (None, "plain", "gguf"):
-        raise ConfigError(f"model format {format!r} is unknown; use plain or gguf.")
-    path, found = _locate(path)
-    if format not in (None, found):
-        kind = "a GGUF file" if found == "gguf" else "a Hugging Face folder"
-        raise ConfigError(f"{path} is {kind}, not {format}. Use {found}, or leave the format out.")
+    path, format = locate(Path(path).expanduser())
     source: FolderWeights | QuantizedFolder | GGUFWeights
-    if found == "gguf":
+    name = model_name(path)
+    if format == "gguf":
         source = GGUFWeights(GGUFHeader(path))
-        config, name = source.config, model_name(path)
+        config = source.config
     else:
-        raw, config, name = FolderWeights(path), _config(path), model_name(path)
+        raw, config = FolderWeights(path), _config(path)
         source = interpreted(raw, config)
     changed = max(entry.stat().st_mtime_ns for entry in {entry.path for entry in source.entries.values()})
     return ModelFiles(
         path=path,
-        format=found,
         name=name,
         config=config,
         fingerprint=f"{name}:{fingerprint(config, source.entries)}",
@@ -94,20 +87,25 @@ def model_name(path: Path) -> str:
     return path.resolve().name
 
 
-def _locate(path: Path) -> tuple[Path, Format]:
-    """The folder or file that is meant, and its format; a folder with a single GGUF model means that."""
+def locate(path: Path) -> tuple[Path, Format]:
+    """The folder or file that is meant, and its format; a folder with a single GGUF model means that. Raises
+    ModelError."""
     if not path.exists():
-        raise ConfigError(f"{path}: no such file or folder. Give a Hugging Face folder or a GGUF file.")
+        raise ModelError(f"{path}: no such file or folder; give a Hugging Face folder or a GGUF file.")
     if path.is_file():
-        if path.suffix == ".safetensors":
-            raise ConfigError(f"{path}: give the folder it is in ({path.parent}), with config.json beside it.")
-        return path, "gguf"
-    ggufs = models_in(path)
-    if not ggufs or (path / "config.json").exists():
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                return path, "gguf"
+        hint = "give the folder that holds it" if path.suffix in (".safetensors", ".json") else "download it again"
+        raise ModelError(f"{path.name}: is not a GGUF file; {hint}.")
+    if os.path.lexists(path / "config.json"):  # a broken link is named by who reads it
         return path, "plain"
-    if len(ggufs) > 1:
-        raise ConfigError(f"{path}: holds {len(ggufs)} GGUF models. Give one of them, such as {ggufs[0]}.")
-    return ggufs[0], "gguf"
+    files = models_in(path)
+    if len(files) == 1:
+        return files[0], "gguf"
+    if files:
+        raise ModelError(f"{path} holds {len(files)} GGUF models; give one of them, such as {files[0]}.")
+    raise ModelError(f"{path} has no config.json and no GGUF file; is it the folder of a model?")
 
 
 def _config(folder: Path) -> dict[str, Any]:

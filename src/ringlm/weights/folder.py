@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
 from ringlm.errors import ModelError
-from ringlm.weights.source import Entry, Form, bounds, release
+from ringlm.weights.source import Entry, Form, Tensors, bounds, release
 
 if TYPE_CHECKING:
     import torch
@@ -52,26 +51,12 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-class FolderWeights:
+class FolderWeights(Tensors):
     """The `WeightSource` over a folder's safetensors files: its model's, or just `file`."""
 
     def __init__(self, folder: Path, file: str | None = None) -> None:
-        self._label = folder.name
-        self.entries: Mapping[str, Entry] = _entries(folder) if file is None else _header(file_in(folder, file))
+        super().__init__(folder.name, _entries(folder) if file is None else _header(file_in(folder, file)))
         self._mapped: dict[Path, mmap.mmap] = {}
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries.values())
-
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.entries)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._entry(name).shape
-
-    def place(self, name: str) -> str:
-        return f"{self._entry(name).path.name}: tensor {name!r}"
 
     def read(
         self,
@@ -82,7 +67,7 @@ class FolderWeights:
     ) -> torch.Tensor:
         import torch
 
-        entry = self._entry(name)
+        entry = self.entry(name)
         parts = () if rows is columns is None else (rows,) if columns is None else (rows, columns)
         cuts = [slice(*bounds(part, size)) for part, size in zip(parts, entry.shape, strict=False)]
         stored: torch.dtype = getattr(torch, _TORCH_NAMES[entry.dtype])
@@ -95,7 +80,11 @@ class FolderWeights:
         return found
 
     def packed(self, name: str, rows: slice, blocks: slice) -> Packed | None:
-        self._entry(name)
+        self.entry(name)
+        return None
+
+    def form(self, name: str) -> Form | None:
+        self.entry(name)
         return None
 
     def _map(self, entry: Entry) -> mmap.mmap:
@@ -107,15 +96,6 @@ class FolderWeights:
             except OSError as error:
                 raise ModelError(f"{entry.path.name}: cannot be read: {error}.") from error
         return self._mapped[entry.path]
-
-    def form(self, name: str) -> Form | None:
-        self._entry(name)
-        return None
-
-    def _entry(self, name: str) -> Entry:
-        if name not in self.entries:
-            raise ModelError(f"{self._label}: tensor {name!r} is missing.")
-        return self.entries[name]
 
 
 def file_in(folder: Path, name: str) -> Path:

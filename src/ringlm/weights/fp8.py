@@ -7,6 +7,7 @@ https://huggingface.co/docs/transformers/quantization/finegrained_fp8
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
@@ -68,32 +69,32 @@ def _block_of(raw: FolderWeights, scale: str, shape: tuple[int, int], block: _Bl
             return 1, shape[1]
         if block is not None and found == (-(-shape[0] // block[0]), -(-shape[1] // block[1])):
             return block
-    dtype, blocks = (
-        raw.entries[scale].dtype,
-        "" if block is None else f" or one for every {block[0]} by {block[1]} weights",
-    )
+    dtype = raw.entries[scale].dtype
+    blocks = "" if block is None else f" or one for every {block[0]} by {block[1]} weights"
     raise ModelError(
         f"{raw.place(scale)} is {dtype} {list(found)}; the matrix {list(shape)} needs one scale, one a row{blocks}."
     )
 
 
+@dataclass
 class _Fp8:
     """The `Matrix` of 8-bit floats `tensor` times `scale`, of which each serves a block of rows and columns."""
 
+    raw: FolderWeights
+    tensor: str
+    shape: tuple[int, int]
+    scale: str
+    block: _Block
     form: Form | None = None
-
-    def __init__(self, raw: FolderWeights, tensor: str, shape: tuple[int, int], scale: str, block: _Block) -> None:
-        self.tensor, self.shape = tensor, shape
-        self._raw, self._scale, self._block = raw, scale, block
 
     def floats(self, rows: slice, columns: slice) -> Tensor:
         import torch
 
-        high, wide = self._block
-        scales = self._raw.read(self._scale, dtype=torch.float32).view(-1, -(-self.shape[1] // wide))
+        high, wide = self.block
+        scales = self.raw.read(self.scale, dtype=torch.float32).view(-1, -(-self.shape[1] // wide))
         scales = scales[torch.arange(rows.start, rows.stop) // high]
         places = torch.arange(columns.start, columns.stop) // wide
-        return self._raw.read(self.tensor, rows, columns, torch.float32).mul_(scales[:, places])
+        return self.raw.read(self.tensor, rows, columns, torch.float32).mul_(scales[:, places])
 
     def packed(self, rows: slice, blocks: slice) -> None:
         """Floats are not packed as they are."""

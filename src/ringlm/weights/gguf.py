@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from ringlm.errors import ModelError
 from ringlm.weights.gguf_config import ROPE_FACTORS, config_from, hugging_face_name, is_permuted
 from ringlm.weights.gguf_header import BLOCK_FORMATS, GGUFHeader, TensorInfo
-from ringlm.weights.source import Entry, Form, bounds, release
+from ringlm.weights.source import Entry, Form, Tensors, bounds, release
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ _FORMS: Final = {  # what weights/blocks.py makes of them
 }
 
 
-class GGUFWeights:
+class GGUFWeights(Tensors):
     """The `WeightSource` over a GGUF model, in one file or several."""
 
     def __init__(self, header: GGUFHeader) -> None:
@@ -46,7 +46,7 @@ class GGUFWeights:
                 entries.update(self._parts(name, info))
             elif info.name not in ROPE_FACTORS:
                 raise ModelError(f"{self._file}: tensor {info.name!r} is not a part of a {self._arch} model.")
-        self.entries: Mapping[str, Entry] = entries
+        super().__init__(self._file, entries)
 
     def _parts(self, name: str, info: TensorInfo) -> Iterator[tuple[str, Entry]]:
         """The tensor, or each expert's part of it under a name of its own."""
@@ -63,19 +63,6 @@ class GGUFWeights:
             entry = Entry(info.path, info.ggml_type, info.shape[1:], info.offset + expert * nbytes, nbytes)
             yield name.replace("*", str(expert)), entry
 
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries.values())
-
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.entries)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._entry(name).shape
-
-    def place(self, name: str) -> str:
-        return f"{self._entry(name).path.name}: tensor {name!r}"
-
     def read(
         self,
         name: str,
@@ -83,18 +70,22 @@ class GGUFWeights:
         columns: slice | None = None,
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        entry = self._entry(name)
-        if len(entry.shape) == 1:
-            start, stop = bounds(rows, entry.shape[0])
-            return self._rows(name, entry, start, stop, None, dtype)
-        start, stop = bounds(rows, entry.shape[0])
-        return self._rows(name, entry, start, stop, columns, dtype)
+        entry = self.entry(name)
+        vector = len(entry.shape) == 1  # a single row, of which `rows` are the columns
+        inner = (0, 1) if vector else bounds(columns, entry.shape[1])
+
+        def part(start: int, stop: int) -> torch.Tensor:
+            if vector:
+                return self._tiles(entry, inner, (start, stop), dtype).view(-1)
+            return self._tiles(entry, (start, stop), inner, dtype)
+
+        return self._in_order(name, entry, *bounds(rows, entry.shape[0]), part)
 
     def packed(self, name: str, rows: slice, blocks: slice) -> Packed | None:
         from ringlm.weights.blocks import packed
         from ringlm.weights.packed import BLOCK, Packed
 
-        entry = self._entry(name)
+        entry = self.entry(name)
         block, block_bytes = _FORMATS[entry.dtype]
         if block == 1 or len(entry.shape) != 2:
             return None
@@ -116,14 +107,7 @@ class GGUFWeights:
         return found
 
     def form(self, name: str) -> Form | None:
-        return _FORMS.get(self._entry(name).dtype)
-
-    def _rows(
-        self, name: str, entry: Entry, start: int, stop: int, columns: slice | None, dtype: torch.dtype | None
-    ) -> torch.Tensor:
-        return self._in_order(
-            name, entry, start, stop, lambda start, stop: self._matrix(entry, start, stop, columns, dtype)
-        )
+        return _FORMS.get(self.entry(name).dtype)
 
     def _in_order(
         self, name: str, entry: Entry, start: int, stop: int, read: Callable[[int, int], torch.Tensor]
@@ -140,14 +124,6 @@ class GGUFWeights:
         count = (last - first) // size
         halves = pairs.view(count, size // 2, 2, *pairs.shape[1:]).transpose(1, 2)  # (heads, 2, size / 2, …)
         return halves.reshape(pairs.shape)[start - first : stop - first].contiguous()
-
-    def _matrix(
-        self, entry: Entry, start: int, stop: int, columns: slice | None, dtype: torch.dtype | None
-    ) -> torch.Tensor:
-        """Rows and columns as they lie in the file; a vector is a single row, and [start, stop) its columns."""
-        if len(entry.shape) == 1:
-            return self._tiles(entry, (0, 1), (start, stop), dtype).view(-1)
-        return self._tiles(entry, (start, stop), bounds(columns, entry.shape[1]), dtype)
 
     def _tiles(
         self, entry: Entry, rows: tuple[int, int], columns: tuple[int, int], dtype: torch.dtype | None
@@ -187,8 +163,3 @@ class GGUFWeights:
         copied = torch.from_numpy(mapped.reshape(stop - start, row_bytes)[:, first:last].copy())
         release(self._data[entry.path], first_byte, first_byte + mapped.nbytes)
         return copied
-
-    def _entry(self, name: str) -> Entry:
-        if name not in self.entries:
-            raise ModelError(f"{self._file}: tensor {name!r} is missing.")
-        return self.entries[name]

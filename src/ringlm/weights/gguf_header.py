@@ -1,8 +1,8 @@
 """The header of a GGUF model: metadata and where each tensor lies. Knows no torch and no model; reads no weights.
 
 Its file, or files, are mapped, every count and length is held against its size before it is used, and arrays (a
-vocabulary of 100,000 tokens) are walked once and decoded when asked for. Format:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+vocabulary of 100,000 tokens) are walked once and decoded when asked for: the gguf package takes a file at its word, and
+seconds for such arrays. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -34,6 +34,12 @@ BLOCK_FORMATS: Final[Mapping[int, tuple[str, int, int]]] = {
     30: ("BF16", 1, 2),
     39: ("MXFP4", 32, 17),
 }
+
+_OTHERS: Final = {  # names for a message
+    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M",
+    34: "TQ1_0", 35: "TQ2_0", 40: "NVFP4", 41: "Q1_0",
+}  # fmt: skip
 
 _SCALARS: Final = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING: Final = 8
@@ -234,8 +240,9 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, TensorInf
         kind = cursor.integer("<I", f"tensor {name!r}")
         offset = cursor.integer("<Q", f"tensor {name!r}")
         if kind not in BLOCK_FORMATS:
+            known = _OTHERS.get(kind, f"{kind}, which is unknown")
             raise ModelError(
-                f"{cursor.name}: tensor {name!r} is of type {_type_name(kind)}; supported are "
+                f"{cursor.name}: tensor {name!r} is of type {known}; supported are "
                 f"{', '.join(format_name for format_name, _, _ in BLOCK_FORMATS.values())}. "
                 "Get the model in one of these, such as Q4_K_M."
             )
@@ -258,13 +265,3 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, TensorInf
             raise cursor.error(f"tensor {info.name!r} comes twice")
         placed[info.name] = dataclasses.replace(info, offset=base + info.offset)
     return placed
-
-
-def _type_name(kind: int) -> str:
-    """ggml's name of a tensor type that is not supported here."""
-    from gguf.constants import GGMLQuantizationType  # only for this message: it takes 0.3 s to import
-
-    try:
-        return str(GGMLQuantizationType(kind).name)
-    except ValueError:
-        return f"{kind}, which is unknown"

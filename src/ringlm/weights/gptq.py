@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -19,7 +20,6 @@ from ringlm.errors import ModelError
 from ringlm.weights.folder import FLOATS, FolderWeights
 from ringlm.weights.grouped import WORD_BITS, Grouped, check_bits, form_of, from_words
 from ringlm.weights.matrix import Matrix, Quantized, expect, settings
-from ringlm.weights.source import Form
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ def find(raw: FolderWeights, described: Mapping[str, Any]) -> Quantized:
         shape = outputs, inputs
         form = form_of(inputs, said.bits, group, minimums=awq or not said.sym)
         if awq:
-            matrices[f"{prefix}weight"] = _Awq(raw, prefix, shape, said.bits, group, form)
+            matrices[f"{prefix}weight"] = _Awq(raw, prefix, name, shape, said.bits, group, form)
             continue
         if said.desc_act and group < inputs:
             form = None
@@ -79,7 +79,7 @@ def find(raw: FolderWeights, described: Mapping[str, Any]) -> Quantized:
         if _is_zero(raw, f"{prefix}bias", outputs):
             used.add(f"{prefix}bias")
         less_one = said.checkpoint_format == "gptq"
-        matrices[f"{prefix}weight"] = _Gptq(raw, prefix, shape, said.bits, group, form, less_one)
+        matrices[f"{prefix}weight"] = _Gptq(raw, prefix, name, shape, said.bits, group, form, less_one)
     return Quantized(matrices, used)
 
 
@@ -95,11 +95,10 @@ def _is_zero(raw: FolderWeights, name: str, size: int) -> bool:
 class _ZeroPoints(Grouped):
     """What both have in common: scales and zeros by groups, one below the other."""
 
-    def __init__(
-        self, raw: FolderWeights, prefix: str, shape: tuple[int, int], bits: int, group: int, form: Form | None
-    ) -> None:
-        super().__init__(raw, f"{prefix}qweight", shape, bits, group, form)
-        self._prefix, self._packing = prefix, WORD_BITS // bits
+    @property
+    def packing(self) -> int:
+        """Codes in a word."""
+        return WORD_BITS // self.bits
 
     def zeros(self, rows: slice, groups: slice) -> Tensor:
         """uint8 (groups, rows)."""
@@ -108,51 +107,41 @@ class _ZeroPoints(Grouped):
     def figures(self, rows: slice, groups: slice) -> tuple[Tensor, Tensor]:
         import torch
 
-        scales = self.raw.read(f"{self._prefix}scales", groups, rows, torch.float32)
+        scales = self.raw.read(f"{self.prefix}scales", groups, rows, torch.float32)
         return scales.t(), (scales * self.zeros(rows, groups)).neg_().t()
 
     def _outputs(self, kind: str, others: slice, rows: slice) -> Tensor:
         """Of a tensor whose words run along the outputs, uint8 (others, rows)."""
-        first = rows.start // self._packing
-        words = self.raw.read(f"{self._prefix}{kind}", others, slice(first, -(-rows.stop // self._packing)))
-        start = first * self._packing
+        first = rows.start // self.packing
+        words = self.raw.read(f"{self.prefix}{kind}", others, slice(first, -(-rows.stop // self.packing)))
+        start = first * self.packing
         return self._in_order(from_words(words, self.bits))[:, rows.start - start : rows.stop - start]
 
     def _in_order(self, codes: Tensor) -> Tensor:
         return codes
 
 
+@dataclass
 class _Gptq(_ZeroPoints):
     """In 4 or 8 bits; `less_one`: its zeros are stored less 1."""
 
-    def __init__(
-        self,
-        raw: FolderWeights,
-        prefix: str,
-        shape: tuple[int, int],
-        bits: int,
-        group: int,
-        form: Form | None,
-        less_one: bool,
-    ) -> None:
-        super().__init__(raw, prefix, shape, bits, group, form)
-        self._less_one = less_one
+    less_one: bool
 
     def codes(self, rows: slice, columns: slice) -> Tensor:
-        first = columns.start // self._packing
-        words = self.raw.read(self.tensor, slice(first, -(-columns.stop // self._packing)), rows)
-        start = first * self._packing
+        first = columns.start // self.packing
+        words = self.raw.read(self.tensor, slice(first, -(-columns.stop // self.packing)), rows)
+        start = first * self.packing
         return from_words(words.t(), self.bits)[:, columns.start - start : columns.stop - start]
 
     def zeros(self, rows: slice, groups: slice) -> Tensor:
         stored = super().zeros(rows, groups)
-        return stored + 1 & (1 << self.bits) - 1 if self._less_one else stored
+        return stored + 1 & (1 << self.bits) - 1 if self.less_one else stored
 
     @functools.cached_property
     def order(self) -> Tensor | None:
         import torch
 
-        name = f"{self._prefix}g_idx"
+        name = f"{self.prefix}g_idx"
         if name not in self.raw.entries:
             return None
         groups = self.raw.read(name, dtype=torch.int64)

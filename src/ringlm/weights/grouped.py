@@ -4,6 +4,7 @@ Knows no names; how the numbers lie in a file's words is in mlx.py and gptq.py."
 from __future__ import annotations
 
 import abc
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ringlm.errors import ModelError
@@ -19,13 +20,18 @@ WORD_BITS: Final = 32
 _MAX_GROUP: Final = 1 << 31  # columns; more is a damaged file
 
 
+@dataclass
 class Grouped(abc.ABC):
-    """weight = scale * code + minimum, in groups of `group` columns each; the last may be smaller."""
+    """weight = scale * code + minimum, in groups of `group` columns each; the last may be smaller. `prefix` is what the
+    names of its tensors begin with, `tensor` the one with the codes."""
 
-    def __init__(
-        self, raw: FolderWeights, tensor: str, shape: tuple[int, int], bits: int, group: int, form: Form | None
-    ) -> None:
-        self.raw, self.tensor, self.shape, self.bits, self.group, self.form = raw, tensor, shape, bits, group, form
+    raw: FolderWeights
+    prefix: str
+    tensor: str
+    shape: tuple[int, int]
+    bits: int
+    group: int
+    form: Form | None
 
     @property
     def order(self) -> Tensor | None:

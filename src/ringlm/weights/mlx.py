@@ -7,6 +7,7 @@ in one tensor. https://ml-explore.github.io/mlx/build/html/python/_autosummary/m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -48,7 +49,8 @@ def find(raw: FolderWeights, described: Mapping[str, Any]) -> Quantized:
         expect(raw, name, FLOATS, (*experts, rows, count))
         expect(raw, biases, FLOATS, (*experts, rows, count))
         for expert, matrix in _names(layer, *experts):
-            matrices[matrix] = _Mlx(raw, layer + dot, expert, (rows, columns), said.bits, said.group_size)
+            form = form_of(columns, said.bits, said.group_size)
+            matrices[matrix] = _Mlx(raw, layer + dot, words, (rows, columns), said.bits, said.group_size, form, expert)
         used |= {words, name, biases}
     return Quantized(matrices, used)
 
@@ -72,14 +74,11 @@ def _names(layer: str, experts: int | None = None) -> Iterator[tuple[int | None,
         yield expert, f"{before}.experts.{expert}.{kind}.weight"
 
 
+@dataclass
 class _Mlx(Grouped):
     """One matrix of the tensors `prefix`weight, scales and biases, which may hold those of all experts."""
 
-    def __init__(
-        self, raw: FolderWeights, prefix: str, expert: int | None, shape: tuple[int, int], bits: int, group: int
-    ) -> None:
-        super().__init__(raw, f"{prefix}weight", shape, bits, group, form_of(shape[1], bits, group))
-        self._prefix, self._expert = prefix, expert
+    expert: int | None
 
     def codes(self, rows: slice, columns: slice) -> Tensor:
         import torch
@@ -95,7 +94,7 @@ class _Mlx(Grouped):
         return self._read("scales", rows, groups, torch.float32), self._read("biases", rows, groups, torch.float32)
 
     def _read(self, kind: str, rows: slice, columns: slice, dtype: Any) -> Tensor:
-        if self._expert is None:
-            return self.raw.read(self._prefix + kind, rows, columns, dtype)
-        experts = slice(self._expert, self._expert + 1)
-        return self.raw.read(self._prefix + kind, experts, rows, dtype)[0][:, columns]
+        if self.expert is None:
+            return self.raw.read(self.prefix + kind, rows, columns, dtype)
+        experts = slice(self.expert, self.expert + 1)
+        return self.raw.read(self.prefix + kind, experts, rows, dtype)[0][:, columns]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
+from ringlm.errors import ModelError
+
 if TYPE_CHECKING:
     import torch
 
@@ -41,6 +43,33 @@ class Form(NamedTuple):
     def nbytes(self) -> int:
         """Of a block."""
         return 4 * self.bits + (4 if self.minimums else 2)
+
+
+class Tensors:
+    """Named tensors in files, without their content. `label` is where one is missed."""
+
+    def __init__(self, label: str, entries: Mapping[str, Entry]) -> None:
+        self.entries = entries
+        self._label = label
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.entries.values())
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.entry(name).shape
+
+    def place(self, name: str) -> str:
+        return f"{self.entry(name).path.name}: tensor {name!r}"
+
+    def entry(self, name: str) -> Entry:
+        """Where it lies; ModelError where there is none of that name."""
+        if name not in self.entries:
+            raise ModelError(f"{self._label}: tensor {name!r} is missing.")
+        return self.entries[name]
 
 
 class WeightSource(Protocol):

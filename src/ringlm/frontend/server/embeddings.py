@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from array import array
 from typing import Annotated, ClassVar, Literal
 
 import msgspec
@@ -12,7 +11,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ringlm.cluster.messages import Embedding
 from ringlm.errors import RingLMError
+from ringlm.frontend.batch import vector
 from ringlm.frontend.server.access import record
 from ringlm.frontend.server.generating import together, unless_gone
 from ringlm.frontend.server.responses import encoded
@@ -67,17 +68,18 @@ async def _embed(request: Request, service: Service, asked: EmbeddingRequest) ->
         inputs = prompts(asked.input, "input")
         return [service.session.tokenizer.encode(each) if isinstance(each, str) else each for each in inputs]
 
-    async def vector(tokens: list[int]) -> bytes:
-        return (await service.session.embed(tokens)).vector
+    async def embedded(tokens: list[int]) -> Embedding:
+        return await service.session.embed(tokens)
 
     tokens = await run_in_threadpool(tokenized)
     count = record(request).prompt_tokens = sum(map(len, tokens))
     try:
-        vectors = await together([vector(each) for each in tokens])
+        vectors = await together([embedded(each) for each in tokens])
     except RingLMError as error:
         service.metrics.failed(type(error).__name__)
         raise
-    shown = [_base64(each) if asked.encoding_format == "base64" else _floats(each) for each in vectors]
+    as_text = asked.encoding_format == "base64"
+    shown = [base64.b64encode(each.vector).decode() if as_text else vector(each) for each in vectors]
     return encoded(
         EmbeddingResponse(
             data=[EmbeddingItem(index=index, embedding=each) for index, each in enumerate(shown)],
@@ -85,11 +87,3 @@ async def _embed(request: Request, service: Service, asked: EmbeddingRequest) ->
             usage=EmbeddingUsage(count, count),
         )
     )
-
-
-def _base64(vector: bytes) -> str:
-    return base64.b64encode(vector).decode()
-
-
-def _floats(vector: bytes) -> list[float]:
-    return array("f", vector).tolist()

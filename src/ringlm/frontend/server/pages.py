@@ -17,6 +17,10 @@ pre { background: var(--soft); padding: 0.7rem 1rem; border-radius: 6px; overflo
 table { border-collapse: collapse; width: 100%; margin-top: 0.5rem; } td { width: 35%; }
 td:first-child { white-space: nowrap; width: 30%; }
 td { border-top: 1px solid var(--line); padding: 0.3rem 1rem 0.3rem 0; vertical-align: top; overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  td, td:first-child { display: block; width: auto; border: 0; padding: 0; }
+  tr { display: block; border-top: 1px solid var(--line); padding: 0.4rem 0; }
+}
 """
 _EXAMPLE = """curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
      -d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": true}'"""
@@ -44,7 +48,8 @@ def docs(document: dict[str, Any]) -> HTMLResponse:
     return _page(
         "ringlm: the endpoints",
         "<h1>ringlm</h1><p>Clients of OpenAI's API work with the base URL of this server and <code>/v1</code>. "
-        f"<a href='openapi.json'>The same as OpenAPI</a>.</p><pre>{escape(_EXAMPLE)}</pre>"
+        "A field with a question mark may be left out. <a href='openapi.json'>The same as OpenAPI</a>."
+        f"</p><pre>{escape(_EXAMPLE)}</pre>"
         f"{_table(rows)}{''.join(types)}",
     )
 

@@ -122,14 +122,7 @@ async def ring(request: Request, service: Service) -> Response:
         quant=ready.quant,
         context=ready.context,
         ranks=[
-            Rank(
-                rank=rank,
-                device=each.device,
-                threads=each.threads,
-                weights_bytes=each.weights_bytes,
-                peak_bytes=each.peak_bytes,
-                link=links.get(rank),
-            )
+            Rank(rank=rank, link=links.get(rank), **msgspec.structs.asdict(each))
             for rank, each in enumerate(ready.ranks)
         ],
         tokens_per_s=round(service.monitor.tokens_per_s, 2),
