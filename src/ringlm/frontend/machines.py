@@ -38,3 +38,21 @@ def launch(
     if world_size is None and hosts is None:
         raise typer.BadParameter("how many ranks, or on which machines? Give -n or --hosts.")
     raise typer.Exit(launch_ranks(subcommand, LaunchOptions(world_size, hosts, port, python, restarts)))
+
+
+@app.command(
+    help="Show the ring of a server that runs: ranks, devices, memory, links and speed.\n\n"
+    "The exit status is 0 while every rank is well, and 1 when one is not or no server answers.",
+    epilog="Example: ringlm status http://192.168.1.11:8000",
+)
+def status(
+    url: Annotated[str, typer.Argument(metavar="[URL]", help="Where it listens.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", envvar="RINGLM_API_KEY", help="What the server asks for.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.")] = False,
+) -> None:
+    from ringlm.frontend.status import StatusOptions
+    from ringlm.frontend.status import status as status_command
+
+    status_command(StatusOptions(url, api_key, json))
