@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor
 
 LEVELS = ("debug", "info", "warning", "error")
-_LEVEL, _JSON = "RINGLM_LOG", "RINGLM_LOG_JSON"
+VARIABLES = _LEVEL, _JSON = "RINGLM_LOG", "RINGLM_LOG_JSON"
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # would command a terminal, or make two lines of one
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import ringlm
+from ringlm.cluster.launch import LaunchOptions
 from ringlm.cluster.spec import EngineSpec
 from ringlm.errors import PeerLostError
 from ringlm.frontend import console
@@ -123,7 +124,11 @@ MISTAKES = [
     ("run --nonsense", "No such option: --nonsense"),
     ("nonsense", "No such command 'nonsense'. Try 'ringlm --help'"),
     ("launch -n 2", "Try 'ringlm launch --help'"),
-    ("launch -- run", "Try 'ringlm launch --help'"),
+    ("launch -- run", "Give -n or --hosts. Try 'ringlm launch --help'"),
+    ("launch -n 0 -- run", "-n is 0; a ring has 1 rank or more"),
+    ("launch -n 2 --restarts -1 -- run", "--restarts is -1; it must be 0 or more"),
+    ("launch -n 2 --hosts a,b,c -- run", "-n is 2, but --hosts names 3; leave -n out"),
+    ("launch --hosts a,-oProxyCommand=x -- run", "--hosts holds '-oProxyCommand=x'; write HOST or USER@HOST"),
 ]
 
 
@@ -195,10 +200,10 @@ def test_rings(specs: list[EngineSpec], tmp_path: Path, monkeypatch: pytest.Monk
     ["launch -n 2 -- run -m demo -i", "launch --world-size 2 -- run -m demo -i", "launch -n 2 run -m demo -i"],
 )
 def test_launch_hands_on_its_arguments(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[tuple[list[str], int]] = []
-    monkeypatch.setattr("ringlm.cluster.launch.launch", lambda argv, n: called.append((argv, n)) or 7)
+    called: list[tuple[list[str], LaunchOptions]] = []
+    monkeypatch.setattr("ringlm.cluster.launch.launch", lambda *arguments: called.append(arguments) or 7)
     assert main(line.split()) == 7
-    assert called == [(["run", "-m", "demo", "-i"], 2)]
+    assert called == [(["run", "-m", "demo", "-i"], LaunchOptions(2))]
 
 
 @pytest.mark.parametrize("arguments", [[], ["run"], ["launch"]])

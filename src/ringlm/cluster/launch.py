@@ -1,131 +1,169 @@
-"""`ringlm launch`: all ranks of a local ring from one terminal, each with the same command line.
+"""`ringlm launch`: all ranks of a ring from one terminal, each with the same command line, here or over ssh.
 
-Rank 0 has the terminal: its input and output are the launcher's own. The others' output goes to stderr
-behind their rank. When one ends the rest are ended; when the launcher is killed they end by themselves.
+Rank 0 has the terminal: its output is the launcher's own, and its input where it runs here. The others' output goes to
+stderr behind their rank. When one ends for good the rest are ended; when the launcher is killed they end by themselves.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import IO
+from typing import NoReturn
 
-from ringlm.cluster.local import LOOPBACK, local_ring
-from ringlm.cluster.parent import VARIABLE
-from ringlm.errors import ConfigError
-from ringlm.ring.config import RingConfig
+from ringlm import logs
+from ringlm.cluster.hosts import Host, parse_hosts, ring_of
+from ringlm.cluster.local import local_ring
+from ringlm.cluster.order import Order, exit_status
+from ringlm.cluster.rank_process import RankProcess
+from ringlm.errors import ConfigError, ConnectError
+from ringlm.ring.config import DEFAULT_PORT, RingConfig
 
 _GRACE_S = 5.0  # for ranks to end by themselves once one of them has
-_TERMINATE_S = 5.0
+_TERMINATE_S = 12.0  # longer than a frontend waits for its engine, which nobody else would end
 _POLL_S = 0.05
 
+log = logging.getLogger("ringlm")
 
-def launch(argv: list[str], world_size: int) -> int:
-    """Run `ringlm ARGV` once a rank; the exit status: rank 0's, or that of the first daemon that failed."""
-    if world_size < 1:
-        raise ConfigError(f"-n is {world_size}; a ring has 1 rank or more.")
+
+@dataclasses.dataclass(frozen=True)
+class LaunchOptions:
+    """Where the ranks run, and how often a daemon may be started again.
+
+    world_size: of a ring on this machine, or as many as there are hosts. port: the ring's on every host.
+    python: the path of a Python with ringlm on the hosts, this one's if None.
+    """
+
+    world_size: int | None = None
+    hosts: str | None = None
+    port: int = DEFAULT_PORT
+    python: str | None = None
+    restarts: int = 0
+
+
+def launch(argv: list[str], options: LaunchOptions) -> int:
+    """Run `ringlm ARGV` once a rank; the exit status: rank 0's, or that of the first daemon that failed.
+
+    Raises ConfigError, and ConnectError for a host that ssh does not reach.
+    """
     if RingConfig.present():
         raise ConfigError(
             "the environment describes a ring already (RING_* or a launcher's); unset it, or run without launch."
         )
+    if options.restarts < 0:
+        raise ConfigError(f"--restarts is {options.restarts}; it must be 0 or more.")
+    logs.inherit()
+    hosts = parse_hosts(options.hosts) if options.hosts is not None else None
     reader, writer = os.pipe()
     try:
-        return _Launch(argv, world_size, reader).run()
+        return _Launch([*_ranks(argv, options, hosts, reader)]).run()
     finally:
         os.close(writer)
         os.close(reader)
 
 
+def _ranks(
+    argv: list[str], options: LaunchOptions, hosts: tuple[Host, ...] | None, parent_fd: int
+) -> Iterator[RankProcess]:
+    """What is to run where."""
+    size = options.world_size if options.world_size is not None else len(hosts or ())
+    if size < 1:
+        raise ConfigError(f"-n is {size}; a ring has 1 rank or more.")
+    if hosts is None:
+        configs = local_ring(size) if size > 1 else [RingConfig()]
+    elif len(hosts) != size:
+        raise ConfigError(f"-n is {size}, but --hosts names {len(hosts)}; leave -n out, or name a host for each rank.")
+    else:
+        configs = ring_of(hosts, options.port)
+    for config in configs:
+        secret = None if config.secret is None else config.secret.decode()
+        order = Order(argv=argv, environment=_environment(config), secret=secret)
+        host = hosts[config.rank] if hosts is not None else None
+        restarts = options.restarts if config.rank != 0 else 0  # whose end is the launch's
+        yield RankProcess(config.rank, order, host, options.python, restarts, parent_fd)
+
+
+def _environment(config: RingConfig) -> dict[str, str]:
+    """The variables from which a rank makes `config` again, the secret aside, and logs alike."""
+    variables = {"RING_RANK": str(config.rank), "RING_WORLD_SIZE": str(config.world_size)}
+    if config.right is not None:
+        variables |= {
+            "RING_PORT": str(config.port),
+            "RING_RIGHT": str(config.right.port),
+            "RING_RIGHT_IP": config.right.host,
+        }
+    if config.interface is not None:
+        variables["RING_INTERFACE"] = config.interface
+    return variables | {name: os.environ[name] for name in logs.VARIABLES if name in os.environ}
+
+
 class _Launch:
     """The processes of one ring, until all have ended."""
 
-    def __init__(self, argv: list[str], world_size: int, parent_fd: int) -> None:
+    def __init__(self, ranks: list[RankProcess]) -> None:
         self._asked = False  # by a signal to end
         self._terminated = False  # again
-        self._pumps: list[threading.Thread] = []
-        command = [sys.executable, "-m", "ringlm", *argv]
-        self._ranks: list[subprocess.Popen[bytes]] = []
-        configs = local_ring(world_size) if world_size > 1 else [RingConfig()]
-        for config in configs:
-            environment = os.environ | _environment(config) | {VARIABLE: str(parent_fd)}
-            first = config.rank == 0
-            # Rank 0 on a terminal draws its progress there itself; otherwise all go through the prefix.
-            own_stderr = first and sys.stderr.isatty()
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=None if first else subprocess.DEVNULL,
-                stdout=None if first else subprocess.PIPE,
-                stderr=None if own_stderr else subprocess.PIPE if first else subprocess.STDOUT,
-                pass_fds=(parent_fd,),
-                # Ctrl-C reaches rank 0 alone: it decides what that ends.
-                start_new_session=not first,
-            )
-            self._ranks.append(process)
-            stream = process.stdout if not first else process.stderr
-            if stream is not None:
-                pump = threading.Thread(target=_prefix, args=(stream, config.rank), daemon=True)
-                pump.start()
-                self._pumps.append(pump)
+        self._ranks = ranks
 
     def run(self) -> int:
         with self._signals():
-            first = self._first_to_end()
-            self._end_rest()
-        for pump in self._pumps:
-            pump.join(2.0)
-        statuses = [process.returncode for process in self._ranks]
+            try:
+                for rank in self._ranks:
+                    rank.start()
+                first = self._first_to_end()
+            finally:
+                self._end_rest(patient=not any(rank.unreachable for rank in self._ranks))
+        statuses = [rank.close() for rank in self._ranks]
+        if self._ranks[first].unreachable:
+            _explain(self._ranks[first])
         # What rank 0 has to say of a daemon's end is the better account, unless it had to be ended itself.
-        status = statuses[0] if statuses[0] > 0 else statuses[first]
-        return 128 - status if status < 0 else int(status)
+        return exit_status(statuses[0] if statuses[0] > 0 else statuses[first])
 
     def _first_to_end(self) -> int:
         """The rank that ended first with an error, or rank 0, once there is one."""
         while True:
-            for rank, process in enumerate(self._ranks):
-                status = process.poll()
-                if status is not None and (rank == 0 or status != 0):
-                    return rank
+            for rank in self._ranks:
+                status = rank.poll()
+                if status is not None and (rank.number == 0 or status != 0):
+                    return rank.number
             if self._terminated:
                 return 0
             time.sleep(_POLL_S)
 
-    def _end_rest(self) -> None:
-        """Every process, in order where it still can."""
-        if not self._terminated:
+    def _end_rest(self, patient: bool) -> None:
+        """Every process, in order where it still can, and of its own accord with patience."""
+        for rank in self._ranks:
+            rank.restarts = 0
+        if patient and not self._terminated:
             self._wait(_GRACE_S)
-        for process in self._ranks:
-            if process.poll() is None:
-                process.terminate()
+        for rank in self._ranks:
+            rank.signal(signal.SIGTERM)
         self._wait(_TERMINATE_S)
-        for process in self._ranks:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        for rank in self._ranks:
+            rank.kill()
 
     def _wait(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and any(process.poll() is None for process in self._ranks):
+        while time.monotonic() < deadline and any(rank.poll() is None for rank in self._ranks):
             time.sleep(_POLL_S)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         def interrupt(signum: int, frame: FrameType | None) -> None:
-            if not _terminal_interrupts():  # else rank 0 has it from there
-                self._ranks[0].send_signal(signal.SIGINT)
+            if self._ranks[0].remote or not _terminal_interrupts():  # else rank 0 has it from there
+                self._ranks[0].signal(signal.SIGINT)
 
         def terminate(signum: int, frame: FrameType | None) -> None:
             # The first is rank 0's, which ends the ring in order, and a server after its last answers.
             self._terminated = self._asked
             self._asked = True
-            self._ranks[0].terminate()
+            self._ranks[0].signal(signal.SIGTERM)
 
         before = {signal.SIGINT: signal.signal(signal.SIGINT, interrupt)}
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -137,18 +175,14 @@ class _Launch:
                 signal.signal(number, handler)
 
 
-def _environment(config: RingConfig) -> dict[str, str]:
-    """The variables from which a child makes `config` again."""
-    variables = {"RING_RANK": str(config.rank), "RING_WORLD_SIZE": str(config.world_size)}
-    if config.right is not None and config.secret is not None:
-        variables |= {
-            "RING_PORT": str(config.port),
-            "RING_RIGHT": str(config.right.port),
-            "RING_RIGHT_IP": config.right.host,
-            "RING_SECRET": config.secret.decode(),
-            "RING_INTERFACE": LOOPBACK,
-        }
-    return variables
+def _explain(rank: RankProcess) -> NoReturn:
+    """Why no rank has run there; ssh's or the shell's own words have been shown."""
+    if rank.unreachable == 127:
+        raise ConfigError(f"there is no {rank.python} on {rank.host}; name a Python with ringlm by --python PATH.")
+    raise ConnectError(
+        f"rank {rank.number} could not be started on {rank.host}, or the link to it broke; see that "
+        f"'ssh {rank.host} true' works and asks for no password."
+    )
 
 
 def _terminal_interrupts() -> bool:
@@ -157,12 +191,3 @@ def _terminal_interrupts() -> bool:
         return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
     except (OSError, ValueError):
         return False
-
-
-def _prefix(stream: IO[bytes], rank: int) -> None:
-    """Copy a rank's lines to stderr, each behind its rank; a JSON object has it inside."""
-    with stream:
-        for line in stream:
-            text = line.decode("utf-8", "replace").rstrip("\n")
-            sys.stderr.write(f"{text}\n" if text.startswith("{") else f"[rank {rank}] {text}\n")
-            sys.stderr.flush()

@@ -6,8 +6,10 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +18,7 @@ from typer.core import TyperGroup
 from ringlm import __version__, logs
 from ringlm.cluster.parent import watch_parent
 from ringlm.errors import RingLMError
-from ringlm.frontend import console
+from ringlm.frontend import console, machines
 from ringlm.frontend.options import EngineOptions, engine_options
 from ringlm.frontend.server.options import ServeOptions
 
@@ -247,21 +249,7 @@ def plan(
     )
 
 
-@app.command(
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    epilog='Example: ringlm launch -n 2 -- run -m demo --prompt "Why is the sky blue?"',
-)
-def launch(
-    subcommand: Annotated[list[str], typer.Argument(metavar="-- SUBCOMMAND …", help="What every rank runs.")],
-    world_size: Annotated[int, typer.Option("-n", "--world-size", metavar="N", help="How many ranks.")],
-) -> None:
-    """Start all ranks of a ring on this machine, from one terminal.
-
-    Rank 0 has the terminal; the others' messages go to stderr, each behind its rank. Ctrl-C ends all.
-    """
-    from ringlm.cluster.launch import launch as launch_ranks
-
-    raise typer.Exit(launch_ranks(subcommand, world_size))
+app.add_typer(machines.app)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -270,6 +258,8 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what cannot be decoded or shown ends nothing
     watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     # BadParameter is public; the bases are not, and where they live depends on typer's version.
     usage_error: Any = typer.BadParameter.__mro__[1]
     try:
@@ -294,6 +284,11 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         console.fail(type(error).__name__, f"{error or 'no message'} (RINGLM_DEBUG=1 shows where)")
         return 1
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    """End as by an exception: whoever holds a ring ends it in order."""
+    raise SystemExit(128 + signum)
 
 
 def _usage(error: Any) -> int:

@@ -14,7 +14,8 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -66,14 +67,20 @@ def serve(engine: EngineOptions, options: ServeOptions) -> None:
             bodies = Bodies(options.max_body * 1_000_000)
             service = Service(session, names, bodies, metrics, monitor, int(time.time()))
             _listen(sock, options)
-            _say_ready(sock, names[0], session.ready.world_size, bool(keys))
-            asyncio.run(_run(build(service, keys, options.allow_origin or ()), sock, monitor, options.drain_timeout))
+            app = build(service, keys, options.allow_origin or ())
+            say_ready = partial(_say_ready, sock, names[0], session.ready.world_size, bool(keys))
+            asyncio.run(_run(app, sock, monitor, options.drain_timeout, say_ready))
             if session.failure is not None:
                 raise session.failure
 
 
-async def _run(app: ASGIApp, sock: socket.socket, monitor: Monitor, drain_timeout_s: int) -> None:
-    """Serve until a signal or the engine's end. Answers under way are finished, unless a second signal comes."""
+async def _run(
+    app: ASGIApp, sock: socket.socket, monitor: Monitor, drain_timeout_s: int, say_ready: Callable[[], None]
+) -> None:
+    """Serve until a signal or the engine's end; ready is said once signals are heeded.
+
+    Answers under way are finished, unless a second signal comes.
+    """
     config = uvicorn.Config(
         app,
         http=_Protocol,
@@ -99,6 +106,7 @@ async def _run(app: ASGIApp, sock: socket.socket, monitor: Monitor, drain_timeou
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, end)
+    say_ready()
     failure = asyncio.ensure_future(monitor.failure())
     await asyncio.wait({serving, failure}, return_when=asyncio.FIRST_COMPLETED)
     if failure.done():

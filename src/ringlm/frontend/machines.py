@@ -1,0 +1,58 @@
+"""The commands about several machines; a part of `cli.py`. Knows no model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    help="Start all ranks of a ring from one terminal, on this machine or on others.\n\n"
+    "With --hosts rank i runs on the i-th, over the system's ssh, which must need no password; this machine, by a name "
+    "or address of its own, needs none. ringlm must be there, at the same path or where --python says, and the model, "
+    "too. Rank 0 has the terminal; the others' messages go to stderr, each behind its rank. Ctrl-C ends all.",
+    epilog='Example: ringlm launch -n 2 -- run -m demo --prompt "Why is the sky blue?"\n\n'
+    "Example: ringlm launch --hosts mac-a.local,me@box.local --restarts 5 -- serve -m MODEL",
+)
+def launch(
+    subcommand: Annotated[list[str], typer.Argument(metavar="-- SUBCOMMAND …", help="What every rank runs.")],
+    world_size: Annotated[
+        int | None, typer.Option("-n", "--world-size", metavar="N", help="How many ranks; as many as there are hosts.")
+    ] = None,
+    hosts: Annotated[
+        str | None, typer.Option(metavar="[USER@]HOST,…", help="Where the ranks run; else all on this machine.")
+    ] = None,
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="The ring's on every host.")] = 7600,
+    python: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A Python with ringlm on the hosts, if not as here.")
+    ] = None,
+    restarts: Annotated[int, typer.Option(metavar="N", help="How often a daemon that fails is started again.")] = 0,
+) -> None:
+    from ringlm.cluster.launch import LaunchOptions
+    from ringlm.cluster.launch import launch as launch_ranks
+
+    if world_size is None and hosts is None:
+        raise typer.BadParameter("how many ranks, or on which machines? Give -n or --hosts.")
+    raise typer.Exit(launch_ranks(subcommand, LaunchOptions(world_size, hosts, port, python, restarts)))
+
+
+@app.command(
+    help="Show the ring of a server that runs: ranks, devices, memory, links and speed.\n\n"
+    "The exit status is 0 while every rank is well, and 1 when one is not or no server answers.",
+    epilog="Example: ringlm status http://192.168.1.11:8000",
+)
+def status(
+    url: Annotated[str, typer.Argument(metavar="[URL]", help="Where it listens.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", envvar="RINGLM_API_KEY", help="What the server asks for.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.")] = False,
+) -> None:
+    from ringlm.frontend.status import StatusOptions
+    from ringlm.frontend.status import status as status_command
+
+    status_command(StatusOptions(url, api_key, json))
