@@ -41,11 +41,12 @@ def test_the_rest_of_the_environment() -> None:
         "RING_MASTER_PORT": "1234",
         "RING_SECRET": " hush \n",
         "RING_INTERFACE": "eth1",
+        "RING_SEAL": "auth",
     }
     config = RingConfig.from_env(RING | more)
     assert config.right == Address("192.168.0.7", 1501)
     assert config.master == Address("192.168.0.2", 1234)
-    assert (config.secret, config.interface) == (b"hush", "eth1")
+    assert (config.secret, config.interface, config.seal) == (b"hush", "eth1", "auth")
     assert "hush" not in repr(config)
 
 
@@ -187,6 +188,16 @@ def test_the_cluster_file(tmp_path: Path) -> None:
     assert str(RingConfig.from_nodes(nodes, 0, secret=b"s").right) == "[fe80::1]:1501"
 
 
+def test_a_cluster_file_says_how_links_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ring.toml"
+    path.write_text('seal = "auth"\n' + CLUSTER)
+    nodes = load_cluster_file(path)
+    assert [RingConfig.from_nodes(nodes, rank, secret=b"s").seal for rank in (0, 1)] == ["auth", "auth"]
+    monkeypatch.setenv("RING_SEAL", "off")
+    assert RingConfig.from_nodes(nodes, 0, secret=b"s").seal == "off"
+    assert RingConfig.from_nodes(nodes, 0, secret=b"s", seal="on").seal == "on"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -195,7 +206,7 @@ def test_the_cluster_file(tmp_path: Path) -> None:
         ("node = 3", " has no [[node]] tables; write one a rank, in rank order."),
         ("[[node]]\nport = 1", "[[node]] 0 in "),
         ("node = [1]", " has no host."),
-        ('[[node]]\nhost = "a"\nprot = 1', " has an unknown key 'prot'; known are host, port, device, model, weight."),
+        ('[[node]]\nhost = "a"\nprot = 1', " unknown key 'prot'; known are host, port, device, model, weight, seal."),
         ('[[node]]\nhost = "a"\nport = "1"', ": 'port' is '1', which is of the wrong type."),
         ('[[node]]\nhost = "a"\nport = true', ": 'port' is True, which is of the wrong type."),
         ('[[node]]\nhost = "a"\nport = 70000', "is 70000; a port is a number from 1 to 65535."),

@@ -15,6 +15,7 @@ import torch
 from ringlm.errors import PeerLostError
 from ringlm.ring import Heartbeat, Ring
 from ringlm.ring.control import ControlPlane
+from ringlm.ring.seal import Connection
 from tests.ring.helpers import Failure, ProcessRing, attempt, each, thread_ring
 
 PLACES = [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
@@ -271,9 +272,9 @@ class Star:
         names = [f"rank {rank} (here)" for rank in range(3)]
         beat = Heartbeat(interval_s=0.05)
         self.planes = [
-            ControlPlane(0, {1: a, 2: c}, names, beat),
-            ControlPlane(1, {0: b}, names, beat),
-            ControlPlane(2, {0: d}, names, beat),
+            ControlPlane(0, {1: Connection(a), 2: Connection(c)}, names, beat),
+            ControlPlane(1, {0: Connection(b)}, names, beat),
+            ControlPlane(2, {0: Connection(d)}, names, beat),
         ]
         self.told: list[list[Any]] = [[], [], []]
         for plane, told in zip(self.planes, self.told, strict=True):
@@ -324,7 +325,7 @@ def test_a_peer_that_still_forms_the_ring_may_keep_silent() -> None:
     ours, theirs = socket.socketpair()
     told: list[Any] = []
     beat = Heartbeat(interval_s=0.05, silence_s=0.1)
-    plane = ControlPlane(0, {1: ours}, ["rank 0", "rank 1"], beat, patience_s=0.6)
+    plane = ControlPlane(0, {1: Connection(ours)}, ["rank 0", "rank 1"], beat, patience_s=0.6)
     plane.start(lambda: b"", told.append)
     time.sleep(0.4)
     assert not told
@@ -337,7 +338,7 @@ def test_a_peer_that_still_forms_the_ring_may_keep_silent() -> None:
 def test_closing_from_its_own_thread() -> None:
     """on_failure may close the plane whose thread it runs on."""
     ours, theirs = socket.socketpair()
-    plane = ControlPlane(0, {1: ours}, ["rank 0", "rank 1"], Heartbeat())
+    plane = ControlPlane(0, {1: Connection(ours)}, ["rank 0", "rank 1"], Heartbeat())
     told = []
 
     def on_failure(error: Any) -> None:

@@ -142,13 +142,14 @@ def test_another_protocol_number_is_named_on_both_sides(monkeypatch: pytest.Monk
             sock, _ = listening.accept()
             with sock:
                 heard = sock.recv(8)
-                sock.sendall(b"ringlm\x04\x00")
+                sock.sendall(handshake.MAGIC + bytes((handshake.PROTOCOL + 1, 0)))
                 return heard
 
     outcomes = attempt(joins(config), future)
-    assert outcomes[1] == handshake.MAGIC + b"\x03\x00"
+    assert outcomes[1] == handshake.MAGIC + bytes((handshake.PROTOCOL, 0))
     assert isinstance(outcomes[0], RefusedError)
-    assert "speaks protocol 4 and this rank protocol 3; install the same ringlm on both." in str(outcomes[0])
+    ours = handshake.PROTOCOL
+    assert f"speaks protocol {ours + 1} and this rank protocol {ours}; install the same" in str(outcomes[0])
 
 
 def test_another_program_at_the_neighbours_port() -> None:

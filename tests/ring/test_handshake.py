@@ -11,8 +11,20 @@ from hypothesis import strategies as st
 
 from ringlm.errors import AuthenticationError, ConnectError, RingError
 from ringlm.ring import handshake
-from ringlm.ring.handshake import MAX_MESSAGE, Handshake, Hello, RefusedError, initiate, respond
+from ringlm.ring.handshake import (
+    MAGIC,
+    MAX_MESSAGE,
+    PROTOCOL,
+    Agreed,
+    Handshake,
+    Hello,
+    RefusedError,
+    Terms,
+    initiate,
+    respond,
+)
 
+PREAMBLE = MAGIC + bytes([PROTOCOL])
 HELLO = Hello("ring", 1, 0, 2, 0, "tiny:0123")
 SECRETS = st.sampled_from([None, b"secret"])
 
@@ -27,7 +39,7 @@ class Side:
     def __init__(self, generator: Handshake) -> None:
         self.generator = generator
         self.inbox = b""
-        self.outcome: Hello | BaseException | None = None
+        self.outcome: Agreed | BaseException | None = None
         self.action: int | bytes | None = None
         self._resume(lambda: next(generator))
 
@@ -74,20 +86,20 @@ def converse(
 def pair(
     ours: bytes | None, theirs: bytes | None, admit: Callable[[Hello], None] = accept, hello: Hello = HELLO
 ) -> tuple[Side, Side]:
-    return Side(initiate(hello, ours, "rank 0 (a:1)")), Side(respond(0, theirs, "b:2", admit))
+    return Side(initiate(hello, ours, "rank 0 (a:1)")), Side(respond(0, Terms(theirs), "b:2", admit))
 
 
 @pytest.mark.parametrize("secret", [None, b"secret"])
 def test_both_agree_on_the_hello(secret: bytes | None) -> None:
     dialler, listener = pair(secret, secret)
     passed = converse(dialler, listener)
-    assert dialler.outcome == listener.outcome == HELLO
-    assert passed[0] == b"ringlm\x03" + bytes([secret is not None])
+    assert dialler.outcome == listener.outcome == Agreed(HELLO, None)
+    assert passed[0] == PREAMBLE + bytes([secret is not None])
     assert passed[1] == passed[0]
     assert (b"tiny:0123" in passed[2]) == (secret is None)
     if secret is None:
-        assert passed[2][2:] == msgspec.msgpack.encode(["ring", 1, 0, 2, 0, "tiny:0123", -1])
-        assert passed[3][2:] == msgspec.msgpack.encode([0, None, True])
+        assert passed[2][2:] == msgspec.msgpack.encode(["ring", 1, 0, 2, 0, "tiny:0123", -1, None, False])
+        assert passed[3][2:] == msgspec.msgpack.encode([0, None, True, "off"])
         assert passed[4] == b"\x05\x00ready"
 
 
@@ -122,7 +134,7 @@ def test_the_dialler_hears_why_it_is_refused(secret: bytes | None) -> None:
 
 
 def test_the_dialler_reached_another_rank() -> None:
-    dialler, listener = Side(initiate(HELLO, None, "rank 0 (a:1)")), Side(respond(3, None, "b:2", accept))
+    dialler, listener = Side(initiate(HELLO, None, "rank 0 (a:1)")), Side(respond(3, Terms(), "b:2", accept))
     converse(dialler, listener)
     assert str(dialler.outcome) == "rank 0 (a:1) is rank 3, not rank 0; check the ports and the rank numbers."
     assert listener.outcome is None  # it waits for a confirmation that does not come
@@ -131,21 +143,21 @@ def test_the_dialler_reached_another_rank() -> None:
 def test_another_protocol_number(monkeypatch: pytest.MonkeyPatch) -> None:
     dialler = Side(initiate(HELLO, None, "rank 0 (a:1)"))
     monkeypatch.setattr(handshake, "PROTOCOL", 7)
-    listener = Side(respond(0, None, "b:2", accept))
+    listener = Side(respond(0, Terms(), "b:2", accept))
     first = dialler.run()
     listener.inbox += first
     second = listener.run()
-    assert str(listener.outcome).startswith("b:2 speaks protocol 3 and this rank protocol 7; install the same ringlm")
-    monkeypatch.setattr(handshake, "PROTOCOL", 3)
+    assert str(listener.outcome).startswith(f"b:2 speaks protocol {PROTOCOL} and this rank protocol 7;")
+    monkeypatch.setattr(handshake, "PROTOCOL", PROTOCOL)
     dialler.inbox += second
     dialler.run()
-    assert str(dialler.outcome).startswith("rank 0 (a:1) speaks protocol 7 and this rank protocol 3;")
+    assert str(dialler.outcome).startswith(f"rank 0 (a:1) speaks protocol 7 and this rank protocol {PROTOCOL};")
 
 
 def test_a_replay_yields_no_link() -> None:
     recorded = converse(*pair(b"secret", b"secret"))
     admitted: list[Hello] = []
-    listener = Side(respond(0, b"secret", "b:2", admitted.append))
+    listener = Side(respond(0, Terms(b"secret"), "b:2", admitted.append))
     for data in recorded[0::2]:
         listener.inbox += data
         listener.run()
@@ -174,8 +186,8 @@ def test_its_own_words_thrown_back_yield_no_link() -> None:
 @settings(max_examples=300, deadline=None)
 @given(data=st.binary(max_size=300), secret=SECRETS, preamble=st.booleans(), dials=st.booleans())
 def test_garbage_meets_nothing_but_ring_errors(data: bytes, secret: bytes | None, preamble: bool, dials: bool) -> None:
-    side = Side(initiate(HELLO, secret, "a") if dials else respond(0, secret, "b", accept))
-    side.inbox = (b"ringlm\x03" + bytes([secret is not None]) if preamble else b"") + data
+    side = Side(initiate(HELLO, secret, "a") if dials else respond(0, Terms(secret), "b", accept))
+    side.inbox = (PREAMBLE + bytes([secret is not None]) if preamble else b"") + data
     side.run()
     assert side.outcome is None or isinstance(side.outcome, ConnectError | AuthenticationError)
 
@@ -183,9 +195,9 @@ def test_garbage_meets_nothing_but_ring_errors(data: bytes, secret: bytes | None
 @settings(max_examples=200, deadline=None)
 @given(frames=st.lists(st.binary(max_size=200), max_size=3), secret=SECRETS, dials=st.booleans())
 def test_well_framed_garbage_too(frames: list[bytes], secret: bytes | None, dials: bool) -> None:
-    side = Side(initiate(HELLO, secret, "a") if dials else respond(0, secret, "b", accept))
+    side = Side(initiate(HELLO, secret, "a") if dials else respond(0, Terms(secret), "b", accept))
     framed = b"".join(len(frame).to_bytes(2, "little") + frame for frame in frames)
-    side.inbox = b"ringlm\x03" + bytes([secret is not None]) + framed
+    side.inbox = PREAMBLE + bytes([secret is not None]) + framed
     side.run()
     assert side.outcome is None or isinstance(side.outcome, ConnectError | AuthenticationError)
 
@@ -193,7 +205,7 @@ def test_well_framed_garbage_too(frames: list[bytes], secret: bytes | None, dial
 @pytest.mark.parametrize("key", [bytes(32), b"\x01" + bytes(31), b"\xff" * 32])
 def test_public_keys_of_low_order(key: bytes) -> None:
     for side in pair(b"secret", b"secret"):
-        side.inbox = b"ringlm\x03\x01" + (64).to_bytes(2, "little") + key + bytes(32)
+        side.inbox = PREAMBLE + b"\x01" + (64).to_bytes(2, "little") + key + bytes(32)
         side.run()
         assert isinstance(side.outcome, AuthenticationError)
 
@@ -207,10 +219,10 @@ _NEARLY = st.tuples(*(_SCALARS for _ in range(6))).map(list)
 @given(value=_VALUES | _NEARLY, dials=st.booleans())
 def test_any_value_for_a_hello_or_a_welcome(value: object, dials: bool) -> None:
     payload = msgspec.msgpack.encode(value)[:MAX_MESSAGE]
-    side = Side(initiate(HELLO, None, "a") if dials else respond(0, None, "b", accept))
-    side.inbox = b"ringlm\x03\x00" + len(payload).to_bytes(2, "little") + payload + b"\x05\x00ready"
+    side = Side(initiate(HELLO, None, "a") if dials else respond(0, Terms(), "b", accept))
+    side.inbox = PREAMBLE + b"\x00" + len(payload).to_bytes(2, "little") + payload + b"\x05\x00ready"
     side.run()
-    assert isinstance(side.outcome, ConnectError | Hello) or payload == b""
+    assert isinstance(side.outcome, ConnectError | Agreed) or payload == b""
 
 
 @settings(max_examples=150, deadline=None)
@@ -228,15 +240,15 @@ def test_a_flipped_bit_is_noticed_by_those_who_share_a_secret(turn: int, positio
     dialler, listener = pair(b"secret", b"secret")
     converse(dialler, listener, tamper)
     if changed:
-        assert not isinstance(listener.outcome, Hello)
+        assert not isinstance(listener.outcome, Agreed)
     for side in (dialler, listener):
-        assert side.outcome is None or isinstance(side.outcome, Hello | ConnectError | AuthenticationError)
+        assert side.outcome is None or isinstance(side.outcome, Agreed | ConnectError | AuthenticationError)
 
 
 @pytest.mark.parametrize("dials", [False, True])
 def test_a_long_message_is_refused_by_its_announcement(dials: bool) -> None:
-    side = Side(initiate(HELLO, None, "a") if dials else respond(0, None, "b", accept))
-    side.inbox = b"ringlm\x03\x00" + (MAX_MESSAGE + 1).to_bytes(2, "little")
+    side = Side(initiate(HELLO, None, "a") if dials else respond(0, Terms(), "b", accept))
+    side.inbox = PREAMBLE + b"\x00" + (MAX_MESSAGE + 1).to_bytes(2, "little")
     side.run()
     assert "announced a handshake message of 2049 bytes; 2048 are allowed" in str(side.outcome)
 

@@ -15,7 +15,10 @@ import pytest
 import torch
 
 from ringlm.ring import RingConfig, connect, listener
+from ringlm.ring.handshake import MAGIC, PROTOCOL
 from tests.ring.helpers import attempt, configs, free_ports, together
+
+PREAMBLE = MAGIC + bytes([PROTOCOL])
 
 
 def call(port: int) -> socket.socket:
@@ -56,7 +59,7 @@ def half_open(port: int) -> None:
 
 def slow_loris(port: int) -> None:
     with contextlib.suppress(OSError), call(port) as sock:
-        for byte in b"ringlm\x03\x01" + b"\x00\x08" + bytes(30):
+        for byte in PREAMBLE + b"\x01" + b"\x00\x08" + bytes(30):
             sock.sendall(bytes([byte]))
             time.sleep(0.01)
 
@@ -77,7 +80,7 @@ def two_hundred_hellos(port: int) -> None:
             hello.pop()
         body = msgspec.msgpack.encode(hello)
         with contextlib.suppress(OSError), call(port) as sock:
-            sock.sendall(b"ringlm\x03" + bytes([turn % 2]) + len(body).to_bytes(2, "little") + body)
+            sock.sendall(PREAMBLE + bytes([turn % 2]) + len(body).to_bytes(2, "little") + body)
             sock.recv(8)
             sock.recv(300)
 

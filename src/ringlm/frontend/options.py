@@ -74,6 +74,10 @@ class EngineOptions:
     secret_file: Annotated[
         Path | None, typer.Option("--secret-file", metavar="FILE", help="Holds what all ranks share.", **_RING)
     ] = None
+    seal: Annotated[
+        str | None,
+        typer.Option(metavar="on|auth|off", help="Encrypt links, or only authenticate what they carry.", **_RING),
+    ] = None
 
     def resolve(self) -> tuple[Model, EngineSpec]:
         """The model's files and the specification of this rank. Raises ConfigError and ModelError."""
@@ -111,10 +115,13 @@ class EngineOptions:
 
     def _ring(self, nodes: tuple[Node, ...]) -> RingConfig | None:
         """The ring of --nodes, else of the environment, else of --config's file; None without any."""
-        changes: dict[str, Any] = {} if self.interface is None else {"interface": self.interface}
+        given = {"interface": self.interface, "seal": self.seal}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.secret_file is not None:
             changes["secret"] = read_secret(os.environ, self.secret_file)
         if self.nodes is None and RingConfig.present(os.environ):
+            if nodes and nodes[0].seal and not os.environ.get("RING_SEAL"):
+                changes.setdefault("seal", nodes[0].seal)
             ring = RingConfig.from_env(os.environ, **changes)
             if nodes and len(nodes) != ring.world_size:
                 raise ConfigError(

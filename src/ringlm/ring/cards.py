@@ -6,14 +6,14 @@ between neighbours is needed, and those not between the last rank and the first.
 
 from __future__ import annotations
 
-import socket
 from typing import Annotated, Any
 
 import msgspec
 
 from ringlm.errors import ConnectError
 from ringlm.ring.address import Address, is_loopback
-from ringlm.ring.sockets import receive_exactly, send_all
+from ringlm.ring.seal import Connection
+from ringlm.ring.sockets import receive_message, send_message
 
 _MAX_BYTES_A_RANK = 1 << 12
 
@@ -35,7 +35,7 @@ class Chain:
     """This rank's links to its neighbours, for what everybody tells everybody; the last has no right one."""
 
     def __init__(
-        self, rank: int, world_size: int, left: socket.socket | None, right: socket.socket | None, deadline: float
+        self, rank: int, world_size: int, left: Connection | None, right: Connection | None, deadline: float
     ) -> None:
         self._rank = rank
         self._world_size = world_size
@@ -48,10 +48,10 @@ class Chain:
         try:
             known = [mine] if self._left is None else [*self._receive(self._left, self._rank, kind), mine]
             if self._right is not None:
-                self._send(self._right, known)
+                send_message(self._right, msgspec.msgpack.encode(known), self._deadline)
                 known = self._receive(self._right, self._world_size, kind)
             if self._left is not None:
-                self._send(self._left, known)
+                send_message(self._left, msgspec.msgpack.encode(known), self._deadline)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ConnectError(
                 f"a neighbour of rank {self._rank} left while the ring was being formed ({error}); see its own "
@@ -59,15 +59,9 @@ class Chain:
             ) from None
         return known
 
-    def _send(self, sock: socket.socket, values: list[Any]) -> None:
-        body = msgspec.msgpack.encode(values)
-        send_all(sock, len(body).to_bytes(4, "little") + body, self._deadline)
-
-    def _receive(self, sock: socket.socket, count: int, kind: type[Any]) -> list[Any]:
-        nbytes = int.from_bytes(receive_exactly(sock, 4, self._deadline), "little")
-        if nbytes > count * _MAX_BYTES_A_RANK:
-            raise ConnectError(f"a neighbour of rank {self._rank} announced cards of {nbytes:,} bytes.")
-        values = msgspec.msgpack.decode(receive_exactly(sock, nbytes, self._deadline), type=list[kind])  # type: ignore[valid-type]
+    def _receive(self, neighbour: Connection, count: int, kind: type[Any]) -> list[Any]:
+        body = receive_message(neighbour, count * _MAX_BYTES_A_RANK, self._deadline)
+        values = msgspec.msgpack.decode(body, type=list[kind])  # type: ignore[valid-type]
         if len(values) != count:
             raise ConnectError(f"{len(values)} cards came to rank {self._rank} instead of {count}.")
         return values

@@ -17,6 +17,7 @@ from typing import Any
 from ringlm.errors import ConfigError
 from ringlm.ring.address import Address, is_loopback, parse_address, parse_port
 from ringlm.ring.environment import MASTER_PORT, launcher, master_host, master_port
+from ringlm.ring.seal import MODES, Mode
 
 DEFAULT_PORT = 7600
 MAX_WORLD_SIZE = 256
@@ -33,6 +34,7 @@ class Node:
     device: str | None = None
     model: str | None = None
     weight: float | None = None
+    seal: Mode | None = None
 
     @property
     def address(self) -> Address:
@@ -48,6 +50,8 @@ class RingConfig:
     right: the right neighbour, rank + 1 modulo world size.
     master: rank 0, where it is given; the rendezvous (a torch TCPStore) when `right` is not.
     secret: shared by all ranks; without one only loopback addresses are bound and dialled.
+    seal: how links are sealed: on (encrypted), auth (authenticated only), off, or None: on where a link leaves this
+        machine and there is a secret.
     interface: the address or the name of the network interface to listen on.
     connect_timeout_s: how long to wait for the others; timeout_s: for one collective.
     """
@@ -59,6 +63,7 @@ class RingConfig:
     master: Address | None = None
     secret: bytes | None = dataclasses.field(default=None, repr=False)
     interface: str | None = None
+    seal: Mode | None = None
     connect_timeout_s: float = 120.0
     timeout_s: float = 300.0
 
@@ -70,6 +75,8 @@ class RingConfig:
                 f"rank is {self.rank}, but world size {self.world_size} has ranks 0 to {self.world_size - 1}."
             )
         parse_port(self.port, "the port this rank listens on", zero=True)
+        if self.seal not in (None, *MODES):
+            raise ConfigError(f"--seal (or RING_SEAL) is {self.seal!r}; it must be one of {', '.join(MODES)}.")
         if self.world_size == 1:
             return
         if self.right is None and self.master is None:
@@ -79,6 +86,11 @@ class RingConfig:
             )
         if self.secret is not None and not self.secret:
             raise ConfigError("the secret is empty; write one with: openssl rand -hex 16")
+        if self.secret is None and self.seal not in (None, "off"):
+            raise ConfigError(
+                f"--seal {self.seal} needs a secret, from which its keys come: set RING_SECRET or --secret-file to the "
+                "same value on every rank."
+            )
         if self.secret is None:
             for what, address in (("right neighbour", self.right), ("master", self.master)):
                 if address is not None and not is_loopback(address.host):
@@ -134,6 +146,7 @@ class RingConfig:
             "world_size": len(nodes),
             "port": nodes[rank].port,
             "right": addresses[(rank + 1) % len(nodes)] if len(nodes) > 1 else None,
+            "seal": os.environ.get("RING_SEAL") or nodes[rank].seal,
         }
         if "secret" not in changes:
             fields["secret"] = read_secret(os.environ)
@@ -184,6 +197,8 @@ class RingConfig:
             fields["master"] = Address(host, parse_port(*meeting_port) if meeting_port else free)
         if environ.get("RING_INTERFACE"):
             fields["interface"] = environ["RING_INTERFACE"]
+        if environ.get("RING_SEAL"):
+            fields["seal"] = environ["RING_SEAL"]
         if "secret" not in changes:
             fields["secret"] = read_secret(environ)
         fields |= changes
@@ -214,7 +229,7 @@ def parse_nodes(text: str) -> tuple[Node, ...]:
 
 
 def load_cluster_file(path: str | Path) -> tuple[Node, ...]:
-    """The `[[node]]` tables of a cluster file, in rank order. Raises ConfigError."""
+    """The `[[node]]` tables of a cluster file, in rank order; its `seal` is every node's. Raises ConfigError."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -228,19 +243,22 @@ def load_cluster_file(path: str | Path) -> tuple[Node, ...]:
     nodes = tables.get("node")
     if not isinstance(nodes, list) or not nodes:
         raise ConfigError(f"the cluster file {path} has no [[node]] tables; write one a rank, in rank order.")
-    return tuple(_node(table, f"[[node]] {rank} in {path}") for rank, table in enumerate(nodes))
+    shared = {"seal": tables["seal"]} if "seal" in tables else {}
+    return tuple(_node(table, shared, f"[[node]] {rank} in {path}") for rank, table in enumerate(nodes))
 
 
-def _node(table: Any, where: str) -> Node:
+def _node(table: Any, shared: dict[str, Any], where: str) -> Node:
     types: dict[str, type | tuple[type, ...]] = {
         "host": str,
         "port": int,
         "device": str,
         "model": str,
         "weight": (int, float),
+        "seal": str,
     }
     if not isinstance(table, dict) or "host" not in table:
         raise ConfigError(f"{where} has no host.")
+    table = shared | table
     for key, value in table.items():
         if key not in types:
             raise ConfigError(f"{where} has an unknown key '{key}'; known are {', '.join(types)}.")

@@ -21,6 +21,7 @@ import msgspec
 
 from ringlm.errors import CollectiveTimeoutError, DesyncError, PeerError, PeerLostError
 from ringlm.ring import wire
+from ringlm.ring.seal import Connection, overhead, pack, unpack
 
 MAX_CONTROL_BYTES = 8192
 _GRACE_S = 2.0
@@ -74,8 +75,9 @@ class Heartbeat:
 class _Peer:
     """What is known of the rank at the other end of a control link."""
 
-    def __init__(self, sock: socket.socket, rank: int, name: str, heard: float, relayed: bool) -> None:
-        self.sock = sock
+    def __init__(self, connection: Connection, rank: int, name: str, heard: float, relayed: bool) -> None:
+        self.sock, self.seal = connection
+        self.outbox = b""  # what is left of a message that the kernel took in part
         self.rank = rank
         self.name = name
         self.buffer = b""
@@ -98,7 +100,7 @@ class ControlPlane:
     def __init__(
         self,
         rank: int,
-        links: Mapping[int, socket.socket],
+        links: Mapping[int, Connection],
         names: list[str],
         heartbeat: Heartbeat,
         patience_s: float = 0.0,
@@ -110,7 +112,7 @@ class ControlPlane:
         self._heartbeat = heartbeat
         now = time.monotonic()
         self._peers = {
-            peer: _Peer(sock, peer, names[peer], now + patience_s, peer in relayed) for peer, sock in links.items()
+            peer: _Peer(link, peer, names[peer], now + patience_s, peer in relayed) for peer, link in links.items()
         }
         for peer in self._peers.values():
             peer.sock.setblocking(False)
@@ -181,10 +183,14 @@ class ControlPlane:
         self._woken.close()
 
     def _send(self, peer: _Peer, message: _Message) -> None:
-        body = msgspec.msgpack.encode(message)
         # A peer that reads nothing loses messages, and is found by its own silence.
         with contextlib.suppress(OSError):
-            peer.sock.send(len(body).to_bytes(2, "little") + body)
+            if peer.outbox:
+                peer.outbox = peer.outbox[peer.sock.send(peer.outbox) :]
+            if not peer.outbox:
+                body = msgspec.msgpack.encode(message)
+                peer.outbox = pack(len(body).to_bytes(2, "little"), body, peer.seal)
+                peer.outbox = peer.outbox[peer.sock.send(peer.outbox) :]
 
     def _run(self) -> None:
         try:
@@ -269,9 +275,12 @@ class ControlPlane:
             if length > MAX_CONTROL_BYTES:
                 self.fail(PeerLostError(f"{peer.name} sent a control message of {length:,} bytes.", peer.rank))
                 return False
-            if len(peer.buffer) < 2 + length:
+            if len(peer.buffer) < (whole := 2 + overhead(peer.seal) + length):
                 break
-            body, peer.buffer = peer.buffer[2 : 2 + length], peer.buffer[2 + length :]
+            head, message, peer.buffer = peer.buffer[:2], peer.buffer[2:whole], peer.buffer[whole:]
+            if (body := unpack(head, message, peer.seal)) is None:
+                self.fail(PeerLostError(f"{peer.name} is lost: its control link damages what it carries.", peer.rank))
+                return False
             try:
                 self._handle(peer, _decoder.decode(body))
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -32,12 +32,13 @@ from ringlm.ring.algorithms import Limits
 from ringlm.ring.cards import Card, Chain, Port, reach
 from ringlm.ring.config import RingConfig
 from ringlm.ring.control import ControlPlane, Heartbeat
-from ringlm.ring.handshake import Handshake, Hello, RefusedError, differing, initiate
+from ringlm.ring.handshake import Handshake, Hello, RefusedError, Terms, differing, initiate
 from ringlm.ring.link import Link
 from ringlm.ring.listener import Listener
 from ringlm.ring.relay import Relays
 from ringlm.ring.ring import SEGMENT_BYTES, Ring
 from ringlm.ring.same_machine import own_host
+from ringlm.ring.seal import Connection
 from ringlm.ring.sockets import dial, listen, spoken, tune
 
 _LINGER_S = 1.5  # longer than a dialler pauses
@@ -88,7 +89,7 @@ class _Forming:
         self.informed = threading.Event()  # the cards are here
         self.relayed: set[int] = set()  # ranks that this one reached by way of others
         self.relays = Relays()
-        self.listener = Listener(sockets, config.rank, config.secret, self._admit, self._relay)
+        self.listener = Listener(sockets, config.rank, Terms(config.secret, config.seal), self._admit, self._relay)
 
     def run(self, heartbeat: Heartbeat | None, segment_bytes: int, direct_bytes: int) -> Ring:
         config = self.config
@@ -100,7 +101,7 @@ class _Forming:
             first_try = _InBackground(partial(self._dial, "ring", 0, [address]), self.listener.fail)
         right = None if rank == last else self._dial("ring", rank + 1, [address])
         left = self._take("ring", rank - 1) if rank > 0 else None
-        while left is not None and rank == last and not spoken(left, self.deadline):
+        while left is not None and rank == last and not spoken(left.sock, self.deadline):
             left = self._take("ring", rank - 1)  # it was ended before all were here, and may be started again
         chain = Chain(rank, world_size, left, right, self.deadline)
         cards = self.cards = chain.share(self._card(left, right, address), Card)
@@ -108,8 +109,8 @@ class _Forming:
             raise ConnectError(f"the ring is not one ring of {world_size} ranks; check every RING_RIGHT.")
         self.informed.set()
 
-        links = {peer: sock for peer, sock in ((rank - 1, left), (rank + 1, right)) if sock is not None}
-        control: dict[int, socket.socket] = {}
+        links = {peer: found for peer, found in ((rank - 1, left), (rank + 1, right)) if found is not None}
+        control: dict[int, Connection] = {}
         if rank != 0:
             control[0] = self._open("control", 0)
         if first_try is not None:
@@ -117,7 +118,7 @@ class _Forming:
             if world_size > 2:
                 links[0] = around or self._open("ring", 0)
             elif around is not None:
-                around.close()  # the link that rank 0 dialled carries the data
+                around.sock.close()  # the link that rank 0 dialled carries the data
         for peer in range(rank + 2, world_size):
             if (rank, peer) != (0, last):
                 links[peer] = self._open("mesh", peer)
@@ -141,8 +142,8 @@ class _Forming:
 
     def _ring(
         self,
-        links: dict[int, socket.socket],
-        control: dict[int, socket.socket],
+        links: dict[int, Connection],
+        control: dict[int, Connection],
         relayed: set[tuple[int, int]],
         heartbeat: Heartbeat | None,
         segment_bytes: int,
@@ -151,13 +152,13 @@ class _Forming:
         config, cards, rank = self.config, self.cards, self.config.rank
         names = [f"rank {card.rank} ({reach(cards, card.rank, rank)[0]})" for card in cards]
         beat = heartbeat or Heartbeat(silence_s=math.inf)
-        for sock in links.values():
+        for sock, _ in links.values():
             tune(sock)  # the cards have left them with timeouts
         far = {other for pair in relayed if rank in pair for other in pair}
         return Ring(
             rank,
             config.world_size,
-            [Link(sock, peer, names[peer]) for peer, sock in links.items()],
+            [Link(connection, peer, names[peer]) for peer, connection in links.items()],
             control=ControlPlane(rank, control, names, beat, self.deadline - time.monotonic(), far),
             listener=self.listener,
             relays=self.relays,
@@ -205,7 +206,8 @@ class _Forming:
             )
 
     def _hello(self, purpose: str, to: int, beyond: int = -1) -> Hello:
-        return Hello(purpose, self.config.rank, to, self.config.world_size, 0, self.fingerprint, beyond)
+        config = self.config
+        return Hello(purpose, config.rank, to, config.world_size, 0, self.fingerprint, beyond, config.seal)
 
     def _dial(
         self,
@@ -214,7 +216,7 @@ class _Forming:
         addresses: list[Address],
         tries: int | None = None,
         unwanted: threading.Event | None = None,
-    ) -> socket.socket:
+    ) -> Connection:
         return self._say((self._hello(purpose, peer),), peer, addresses, tries, unwanted)
 
     def _say(
@@ -224,20 +226,23 @@ class _Forming:
         addresses: list[Address],
         tries: int | None = None,
         unwanted: threading.Event | None = None,
-    ) -> socket.socket:
-        """Dial a rank and make these handshakes, one after the other."""
+    ) -> Connection:
+        """Dial a rank and make these handshakes, one after the other; the last one's seal."""
         config = self.config
 
-        def handshake(name: str) -> Handshake:
+        def handshake(name: str, far: bool) -> Handshake:
+            agreed = None
             for hello in hellos:
-                yield from initiate(hello, config.secret, name)
+                far = far or len(hellos) > 1  # by way of other ranks, which could read it
+                agreed = yield from initiate(msgspec.structs.replace(hello, far=far), config.secret, name)
+            return agreed
 
         source = interface_address(config.interface) if config.interface else None
-        sock = dial(addresses, handshake, f"rank {peer}", self.deadline, source=source, tries=tries, unwanted=unwanted)
-        self.opened.append(sock)
-        return sock
+        found = dial(addresses, handshake, f"rank {peer}", self.deadline, source=source, tries=tries, unwanted=unwanted)
+        self.opened.append(found.sock)
+        return found
 
-    def _open(self, purpose: str, peer: int) -> socket.socket:
+    def _open(self, purpose: str, peer: int) -> Connection:
         """A link to a rank that listens: straight there, or by way of the ranks between."""
         rank = self.config.rank
         try:
@@ -261,18 +266,18 @@ class _Forming:
                 raise ConnectError(f"rank {rank} does not know yet where rank {beyond} is.")
             addresses = reach(self.cards, hop, rank)
             hellos = (self._hello("relay", hop, beyond),) if hop != beyond else ()
-            return self._say(hellos, hop, addresses, _TRIES)
+            return self._say(hellos, hop, addresses, _TRIES).sock
 
         self.relays.open(sock, onward)
 
-    def _take(self, purpose: str, peer: int) -> socket.socket:
-        sock = self.listener.take(purpose, peer, self.deadline)
-        self.opened.append(sock)
-        return sock
+    def _take(self, purpose: str, peer: int) -> Connection:
+        found = self.listener.take(purpose, peer, self.deadline)
+        self.opened.append(found.sock)
+        return found
 
-    def _card(self, left: socket.socket | None, right: socket.socket | None, address: Address) -> Card:
+    def _card(self, left: Connection | None, right: Connection | None, address: Address) -> Card:
         config = self.config
-        hosts = {own_host(sock) for sock in (left, right) if sock is not None}
+        hosts = {own_host(connection.sock) for connection in (left, right) if connection is not None}
         if config.interface is None and config.secret is not None:
             hosts |= set(local_addresses())
         return Card(
@@ -334,31 +339,31 @@ def _local_host(master: Address) -> str:
 class _InBackground:
     """A link that is dialled on a thread of its own; `failed` is told why, if others wait in vain then."""
 
-    def __init__(self, dial: Callable[..., socket.socket], failed: Callable[[RingError], None]) -> None:
+    def __init__(self, dial: Callable[..., Connection], failed: Callable[[RingError], None]) -> None:
         self._dial = dial
         self._failed = failed
-        self._sock: socket.socket | None = None
+        self._found: Connection | None = None
         self._unwanted = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="ringlm-dial", daemon=True)
         self._thread.start()
 
-    def result(self, patience_s: float) -> socket.socket | None:
+    def result(self, patience_s: float) -> Connection | None:
         """The link, or None if it is not there after `patience_s`; then it is wanted no more."""
         self._thread.join(patience_s)
         with self._lock:
             self._unwanted.set()
-            return self._sock
+            return self._found
 
     def _run(self) -> None:
         try:
-            sock = self._dial(unwanted=self._unwanted)
+            found = self._dial(unwanted=self._unwanted)
         except RingError as error:
             if not self._unwanted.is_set():
                 self._failed(error)
             return
         with self._lock:
             if self._unwanted.is_set():
-                sock.close()
+                found.sock.close()
             else:
-                self._sock = sock
+                self._found = found

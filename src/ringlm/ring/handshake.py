@@ -10,7 +10,8 @@
 With a secret the three messages are those of Noise_NNpsk0_25519_AESGCM_SHA256 (the Noise Protocol
 Framework, revision 34) with both preambles as the prologue: mutual, fresh, and bound to what the hello
 says. The confirmation, the first message under the handshake's keys, proves that the hello was not a
-replay, so the listener hands out no link before it. Both sides are generators that yield either the
+replay, so the listener hands out no link before it. The keys then go on to seal what follows (`seal`), as the
+two have agreed in hello and welcome. Both sides are generators that yield either the
 number of bytes they need or the bytes to send: one body serves blocking and event-driven callers.
 """
 
@@ -18,24 +19,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ringlm.errors import AuthenticationError, ConnectError
+from ringlm.ring.seal import Keys, Mode, Seal
 
-PROTOCOL = 3
+PROTOCOL = 4
 MAGIC = b"ringlm"
 MAX_MESSAGE = 2048
 _SECRET_FLAG = 1
 _CONFIRMATION = b"ready"
 
-Handshake = Generator[int | bytes, bytes, Any]  # returns the hello as agreed
+Handshake = Generator[int | bytes, bytes, Any]  # returns what was Agreed
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
     """What a dialler says of itself. `purpose` is ring, mesh, control or relay; `to` is the rank it wants, and
-    `beyond`, of a relay, the one to which that is to lead."""
+    `beyond`, of a relay, the one to which that is to lead. `seal` is what it was told of sealing, if anything, and
+    `far`: the link leaves this machine, as far as the dialler can see."""
 
     purpose: str
     rank: int
@@ -44,6 +47,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     fingerprint: str
     beyond: int = -1
+    seal: Mode | None = None
+    far: bool = False
 
 
 def differing(one: str, other: str) -> list[str]:
@@ -55,11 +60,27 @@ def differing(one: str, other: str) -> list[str]:
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
-    """The listener's answer: refused is None, or why; a `final` refusal is not worth another try."""
+    """The listener's answer: refused is None, or why; a `final` refusal is not worth another try. `seal`: how what
+    follows is sealed."""
 
     rank: int
     refused: str | None = None
     final: bool = True
+    seal: Mode = "off"
+
+
+class Terms(NamedTuple):
+    """What a rank asks of every link: a secret, and how it is to be sealed, if it was told so."""
+
+    secret: bytes | None = None
+    seal: Mode | None = None
+
+
+class Agreed(NamedTuple):
+    """What both ends of a link know once it is open."""
+
+    hello: Hello
+    seal: Seal | None
 
 
 class RefusedError(ConnectError):
@@ -70,17 +91,15 @@ class RefusedError(ConnectError):
         self.final = final
 
 
-class _Cipher(Protocol):
-    def write(self, payload: bytes) -> bytes: ...
-    def read(self, message: bytes) -> bytes: ...
-
-
 class _Plain:
     def write(self, payload: bytes) -> bytes:
         return payload
 
     def read(self, message: bytes) -> bytes:
         return message
+
+    def seal(self, mode: Mode) -> Seal | None:
+        return None
 
 
 class _Noise:
@@ -113,9 +132,16 @@ class _Noise:
                 f"{self._peer} holds another secret; give every rank the same RING_SECRET or --secret-file."
             ) from None
 
+    def seal(self, mode: Mode) -> Seal | None:
+        """What seals the link from here on."""
+        if mode == "off":
+            return None
+        send, receive = self._noise.noise_protocol.cipher_state_encrypt, self._noise.noise_protocol.cipher_state_decrypt
+        return Seal(Keys(send.k, receive.k, send.n, receive.n), mode == "on")
+
 
 def initiate(hello: Hello, secret: bytes | None, peer: str) -> Handshake:
-    """The dialler's side; `peer` names the other in errors. Returns the hello as agreed.
+    """The dialler's side; `peer` names the other in errors. Returns what was Agreed.
 
     Raises RefusedError with the listener's reason, AuthenticationError, or ConnectError.
     """
@@ -123,7 +149,7 @@ def initiate(hello: Hello, secret: bytes | None, peer: str) -> Handshake:
     yield ours
     theirs = yield len(ours)
     _check_preamble(theirs, secret, peer)
-    cipher: _Cipher = _Plain() if secret is None else _Noise(secret, ours + theirs, True, peer)
+    cipher = _Plain() if secret is None else _Noise(secret, ours + theirs, True, peer)
     yield _frame(cipher.write(msgspec.msgpack.encode(hello)))
     answer = yield from _message(peer)
     if not answer:
@@ -135,22 +161,26 @@ def initiate(hello: Hello, secret: bytes | None, peer: str) -> Handshake:
         raise RefusedError(f"{peer} refused rank {hello.rank}: {welcome.refused}", welcome.final)
     if welcome.rank != hello.to:
         raise RefusedError(f"{peer} is rank {welcome.rank}, not rank {hello.to}; check the ports and the rank numbers.")
+    if hello.seal not in (None, welcome.seal) and hello.purpose != "relay":
+        raise RefusedError(f"{peer} answers --seal {hello.seal} with {welcome.seal}.")
     yield _frame(cipher.write(_CONFIRMATION))
-    return hello
+    return Agreed(hello, cipher.seal(welcome.seal))
 
 
-def respond(rank: int, secret: bytes | None, peer: str, admit: Callable[[Hello], None]) -> Handshake:
+def respond(rank: int, terms: Terms, peer: str, admit: Callable[[Hello], None], far: bool = False) -> Handshake:
     """The listener's side. `admit` raises RefusedError for a hello that is not wanted; the dialler is told.
+    `far`: the link comes from another machine, as far as the listener can see.
 
-    Raises RefusedError, AuthenticationError or ConnectError; returns the dialler's hello.
+    Raises RefusedError, AuthenticationError or ConnectError; returns what was Agreed.
     """
+    secret = terms.secret
     ours = _preamble(secret)
     theirs = yield len(ours)
     if theirs[: len(MAGIC)] != MAGIC:
         raise ConnectError(f"{peer} does not speak ringlm's protocol.")
     yield ours  # before the check, so that a dialler of another version can name both
     _check_preamble(theirs, secret, peer)
-    cipher: _Cipher = _Plain() if secret is None else _Noise(secret, theirs + ours, False, peer)
+    cipher = _Plain() if secret is None else _Noise(secret, theirs + ours, False, peer)
     message = yield from _message(peer)
     try:
         payload = cipher.read(message)
@@ -160,15 +190,29 @@ def respond(rank: int, secret: bytes | None, peer: str, admit: Callable[[Hello],
     hello: Hello = _parse(Hello, payload, peer)
     try:
         admit(hello)
+        mode = _sealing(hello, rank, terms, far)
     except RefusedError as refusal:
         reason = str(refusal)[: MAX_MESSAGE // 5]  # at most four bytes a character
         yield _frame(cipher.write(msgspec.msgpack.encode(Welcome(rank, reason, refusal.final))))
         raise
-    yield _frame(cipher.write(msgspec.msgpack.encode(Welcome(rank))))
+    yield _frame(cipher.write(msgspec.msgpack.encode(Welcome(rank, seal=mode))))
     confirmation = yield from _message(peer)
     if cipher.read(confirmation) != _CONFIRMATION:
         raise ConnectError(f"{peer} did not confirm its hello.")
-    return hello
+    return Agreed(hello, cipher.seal(mode))
+
+
+def _sealing(hello: Hello, rank: int, terms: Terms, far: bool) -> Mode:
+    """How a link is sealed: as either end was told, else if it leaves the machine. What comes through a relay, and does
+    leave it, is sealed by its ends. Raises RefusedError where they were told differently."""
+    if terms.secret is None or hello.purpose == "relay":
+        return "off"
+    if hello.seal and terms.seal and hello.seal != terms.seal:
+        raise RefusedError(
+            f"rank {hello.rank} was started with --seal {hello.seal} and rank {rank} with --seal {terms.seal}; "
+            "give every rank the same, or leave it out."
+        )
+    return hello.seal or terms.seal or ("on" if far or hello.far else "off")
 
 
 def _preamble(secret: bytes | None) -> bytes:

@@ -18,7 +18,7 @@ from ringlm.errors import CollectiveTimeoutError, DesyncError
 from ringlm.ring import wire
 from ringlm.ring.link import Letter, Link
 from ringlm.ring.sockets import SPIN_S, yield_core
-from ringlm.ring.wire import HEADER_BYTES
+from ringlm.ring.wire import CALL_BYTES
 
 _POLL_S = 0.5  # a sleeping rank looks this often at its deadline
 _NOW = socket.MSG_DONTWAIT
@@ -57,15 +57,19 @@ class Lane:
         "_hashed",
         "_hasher",
         "_head",
+        "_head_bytes",
         "_in",
         "_out",
         "_rank",
+        "_seal",
         "digest",
         "link",
     )
 
     def __init__(self, link: Link, call: bytes, frame_bytes: int, rank: int) -> None:
         self.link = link
+        self._seal = link.seal
+        self._head_bytes = len(link.header)
         self._call = call
         self._frame_bytes = frame_bytes
         self._rank = rank
@@ -75,7 +79,7 @@ class Lane:
         self._got = 0  # bytes of the frame that is being received, header included
         self._hasher: wire.Hasher | None = None  # of what has come of its body
         self._hashed = 0
-        self.digest = b""  # of the frame that was received last
+        self.digest = b""  # of the frame that was received last, unless the link is sealed
         self._carry = b""  # received in the place of something else
 
     # -- what is to be done --------------------------------------------------------------------
@@ -88,13 +92,13 @@ class Lane:
 
     def resume(self, head: bytes, body: memoryview, sent: int) -> None:
         """Queue a message of one frame of which `sent` bytes have gone."""
-        self._head, self._body = memoryview(head)[sent:], body[max(0, sent - HEADER_BYTES) :]
+        self._head, self._body = memoryview(head)[sent:], body[max(0, sent - self._head_bytes) :]
 
     def receive_rest(self, body: memoryview, got: int) -> None:
         """Queue memory for a message of one frame of which `got` bytes are in the link's header and in `body`."""
         self.receive(body)
         self._got = got
-        if got >= HEADER_BYTES:
+        if got >= self._head_bytes:
             self._begin()
             self._finish()
 
@@ -141,7 +145,11 @@ class Lane:
         """One call: a rank that sends more before it reads lets the peer's bytes grow cold, and is a third slower."""
         if not len(self._head) and not len(self._body):
             call, body, digest = self._out.popleft()
-            self._head, self._body = memoryview(call + (digest or wire.digest(body))), body
+            if self._seal is None:
+                self._head, self._body = memoryview(call + (digest or wire.digest(body))), body
+            else:
+                tag, self._body = self._seal.close(call, body)
+                self._head = memoryview(call + tag)
         try:
             sent = self.link.sock.sendmsg((self._head, self._body), (), _NOW)
         except BlockingIOError:
@@ -158,15 +166,15 @@ class Lane:
         try:
             while self._in:
                 expected, before = self._in[0], self._got
-                body = _NOTHING if expected.body is None else expected.body
-                if before < HEADER_BYTES:
+                body = self._place(expected)
+                if before < self._head_bytes:
                     self._got += self._read((header[before:], body))
-                    if self._got >= HEADER_BYTES:
+                    if self._got >= self._head_bytes:
                         self._begin()
-                elif before < HEADER_BYTES + len(body):
-                    self._got += self._read((body[before - HEADER_BYTES :],))
+                elif before < self._head_bytes + len(body):
+                    self._got += self._read((body[before - self._head_bytes :],))
                 moved = True
-                if not self._finish() and self._got > HEADER_BYTES:
+                if not self._finish() and self._got > self._head_bytes and self._seal is None:
                     self._hash_part()
         except BlockingIOError:
             pass
@@ -189,10 +197,16 @@ class Lane:
         self.link.received += got
         return got
 
+    def _place(self, expected: _Expected) -> memoryview:
+        """Where the body of a frame is to be received."""
+        if expected.body is None:
+            return _NOTHING
+        return expected.body if self._seal is None else self._seal.place(expected.body)
+
     def _begin(self) -> None:
         """The header is here: is it the one that was expected? A rank compares it before it waits for more."""
         expected = self._in[0]
-        theirs = bytes(self.link.header[: wire.CALL_BYTES])
+        theirs = bytes(self.link.header[:CALL_BYTES])
         if expected.body is not None and theirs == expected.call:
             return
         if not wire.intact(theirs):
@@ -206,8 +220,8 @@ class Lane:
                 self._insert(theirs, expected.room(nbytes), None)
             elif wire.is_letter(theirs):
                 if expected.body is not None:  # what was read beyond the header is the letter's, and more
-                    self._carry = bytes(expected.body[: self._got - HEADER_BYTES]) + self._carry
-                    self._got = HEADER_BYTES
+                    self._carry = bytes(self._place(expected)[: self._got - self._head_bytes]) + self._carry
+                    self._got = self._head_bytes
                 self.receive_letter(theirs)
             else:
                 raise self.desync(theirs)
@@ -224,14 +238,9 @@ class Lane:
     def _finish(self) -> bool:
         """Go on to the next frame, if this one is here."""
         expected = self._in[0]
-        if expected.body is None or self._got < HEADER_BYTES + len(expected.body):
+        if expected.body is None or self._got < self._head_bytes + len(expected.body):
             return False
-        if self._hasher is None:
-            self.digest = wire.digest(expected.body)
-        else:
-            self._hash_part()
-            self.digest, self._hasher, self._hashed = self._hasher.digest(), None, 0
-        if self.link.header[wire.CALL_BYTES :] != self.digest:
+        if not self._right(expected.body):
             raise self.link.damaged(expected.call)
         self._in.popleft()
         self._got = 0
@@ -239,13 +248,25 @@ class Lane:
             expected.then()
         return True
 
+    def _right(self, body: memoryview) -> bool:
+        """Whether the frame that has come whole is the one that was sent."""
+        header = self.link.header
+        if self._seal is not None:
+            return self._seal.open(bytes(header[:CALL_BYTES]), header[CALL_BYTES:], body)
+        if self._hasher is None:
+            self.digest = wire.digest(body)
+        else:
+            self._hash_part()
+            self.digest, self._hasher, self._hashed = self._hasher.digest(), None, 0
+        return header[CALL_BYTES:] == self.digest
+
     def _hash_part(self) -> None:
         """Hash what has come of a body while it is in the cache."""
         body = self._in[0].body
         if body is not None:
             self._hasher = self._hasher or wire.Hasher()
-            self._hasher.update(body[self._hashed : self._got - HEADER_BYTES])
-            self._hashed = self._got - HEADER_BYTES
+            self._hasher.update(body[self._hashed : self._got - self._head_bytes])
+            self._hashed = self._got - self._head_bytes
 
     def desync(self, theirs: bytes, why: str = "") -> DesyncError:
         """The error for a peer whose header says something else."""

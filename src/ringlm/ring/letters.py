@@ -75,7 +75,7 @@ def fetch(mesh: Mesh, calls: Mapping[int, bytes], into: memoryview, deadline: fl
 
 def _head(lane: Lane) -> bytes:
     """The call that comes next on a link that is between messages, if it is here."""
-    head = lane.link.peek()[: wire.CALL_BYTES]
+    head = lane.link.peek()
     if len(head) < wire.CALL_BYTES:
         return b""
     if not wire.intact(head):

@@ -11,7 +11,8 @@ import torch
 
 from ringlm.errors import PeerLostError
 from ringlm.ring import wire
-from ringlm.ring.wire import HEADER_BYTES
+from ringlm.ring.seal import TAG_BYTES, Connection
+from ringlm.ring.wire import CALL_BYTES, HEADER_BYTES
 
 _NOW = socket.MSG_DONTWAIT
 _MAX_SLICES = 64
@@ -49,16 +50,17 @@ class Mailbox:
 
 
 class Link:
-    """A tuned, connected socket to rank `peer`, which `name` names in errors."""
+    """A tuned connection to rank `peer`, which `name` names in errors."""
 
-    __slots__ = ("_scratch", "_slices", "header", "mailbox", "name", "peer", "received", "sent", "sock")
+    __slots__ = ("_scratch", "_slices", "header", "mailbox", "name", "peer", "received", "seal", "sent", "sock")
 
-    def __init__(self, sock: socket.socket, peer: int, name: str) -> None:
-        self.sock = sock
+    def __init__(self, connection: Connection, peer: int, name: str) -> None:
+        self.sock, self.seal = connection
         self.peer = peer
         self.name = name
         self.sent = self.received = 0  # bytes, those of headers included
-        self.header = bytearray(HEADER_BYTES)  # of the frame under way
+        # Of the frame under way: its call, and what tells whether it is whole
+        self.header = bytearray(HEADER_BYTES if self.seal is None else CALL_BYTES + TAG_BYTES)
         self.mailbox = Mailbox()
         self._scratch: torch.Tensor | None = None
         self._slices: dict[tuple[torch.dtype, int], tuple[torch.Tensor, memoryview]] = {}
@@ -98,9 +100,9 @@ class Link:
             return  # it has ended already
 
     def peek(self) -> bytes:
-        """The header that comes next, left where it is; fewer bytes where it has not come whole."""
+        """The call that comes next, left where it is; fewer bytes where it has not come whole."""
         try:
-            head = self.sock.recv(HEADER_BYTES, _NOW | socket.MSG_PEEK)
+            head = self.sock.recv(CALL_BYTES, _NOW | socket.MSG_PEEK)
         except BlockingIOError:
             return b""
         except OSError as error:

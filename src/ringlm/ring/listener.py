@@ -16,8 +16,9 @@ from collections.abc import Callable
 
 from ringlm.errors import AuthenticationError, ConnectError, RingError
 from ringlm.ring.address import Address
-from ringlm.ring.handshake import Handshake, Hello, RefusedError, respond
-from ringlm.ring.same_machine import caller
+from ringlm.ring.handshake import Agreed, Handshake, Hello, RefusedError, Terms, respond
+from ringlm.ring.same_machine import caller, leaves
+from ringlm.ring.seal import Connection
 from ringlm.ring.sockets import ended, tune
 
 HANDSHAKE_S = 10.0
@@ -37,8 +38,8 @@ class _Pending:
         self.needed = next(handshake)  # a listener's handshake begins by reading
         self.received = b""
 
-    def advance(self) -> Hello | None:
-        """Take what has arrived; the hello once the handshake is complete. Raises its errors and OSError."""
+    def advance(self) -> Agreed | None:
+        """Take what has arrived; what was agreed once the handshake is complete. Raises its errors and OSError."""
         assert isinstance(self.needed, int)
         piece = self.sock.recv(self.needed - len(self.received))
         if not piece:
@@ -53,8 +54,8 @@ class _Pending:
                 self.sock.sendall(action)
                 action = self.handshake.send(b"")
         except StopIteration as done:
-            hello: Hello = done.value
-            return hello
+            agreed: Agreed = done.value
+            return agreed
         self.needed, self.received = action, b""
         return None
 
@@ -68,7 +69,7 @@ class Listener:
         self,
         sockets: list[socket.socket],
         rank: int,
-        secret: bytes | None,
+        terms: Terms,
         admit: Callable[[Hello], None],
         relay: Callable[[socket.socket, int], None] | None = None,
     ) -> None:
@@ -76,12 +77,12 @@ class Listener:
         self.complete = False
         self._sockets = sockets
         self._rank = rank
-        self._secret = secret
+        self._terms = terms
         self._admit = admit
         self._relay = relay
         self._failure: RingError | None = None
         self._links: dict[tuple[str, int], socket.socket] = {}  # every link that was admitted
-        self._waiting: dict[tuple[str, int], socket.socket] = {}  # those that nobody has taken yet
+        self._waiting: dict[tuple[str, int], Connection] = {}  # those that nobody has taken yet
         self._changed = threading.Condition()
         self._refusal = ""  # the last one, for the error of a rank that waited in vain
         self._closed = False
@@ -91,18 +92,18 @@ class Listener:
         self._thread = threading.Thread(target=self._run, name="ringlm-listener", daemon=True)
         self._thread.start()
 
-    def take(self, purpose: str, rank: int, deadline: float) -> socket.socket:
+    def take(self, purpose: str, rank: int, deadline: float) -> Connection:
         """The link that `rank` opened for `purpose`, tuned. Raises ConnectError at the deadline."""
         key = (purpose, rank)
         with self._changed:
             while True:
                 if self._failure is not None:
                     raise self._failure
-                sock = self._waiting.pop(key, None)
-                if sock is not None and not ended(sock):
-                    return sock
-                if sock is not None:
-                    sock.close()  # that rank was ended meanwhile, and may be started again
+                found = self._waiting.pop(key, None)
+                if found is not None and not ended(found.sock):
+                    return found
+                if found is not None:
+                    found.sock.close()  # that rank was ended meanwhile, and may be started again
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     why = f" Turned away last: {self._refusal}" if self._refusal else ""
@@ -125,7 +126,8 @@ class Listener:
         self._closed = True
         self._wake.send(b"x")
         self._thread.join(5.0)
-        for sock in (*self._sockets, *self._waiting.values(), self._wake, self._woken):
+        untaken = [connection.sock for connection in self._waiting.values()]
+        for sock in (*self._sockets, *untaken, self._wake, self._woken):
             sock.close()
 
     def _check(self, hello: Hello) -> None:
@@ -168,6 +170,7 @@ class Listener:
     def _accept(self, listening: socket.socket) -> None:
         try:
             sock, peer = listening.accept()
+            far = leaves(sock)
         except OSError:  # it left before it was accepted, or this process is out of descriptors
             time.sleep(0.01)
             return
@@ -175,14 +178,15 @@ class Listener:
             self._drop(next(iter(self._pending)))
         sock.setblocking(False)
         name = str(Address(peer[0], peer[1])) if peer else caller(sock)
-        self._pending[sock] = _Pending(sock, name, respond(self._rank, self._secret, name, self._check))
+        handshake = respond(self._rank, self._terms, name, self._check, far)
+        self._pending[sock] = _Pending(sock, name, handshake)
         self._selector.register(sock, selectors.EVENT_READ)
 
     def _advance(self, connection: _Pending) -> None:
         sock = connection.sock
         try:
-            hello = connection.advance()
-            if hello is None:
+            agreed = connection.advance()
+            if agreed is None:
                 return
             tune(sock)
         except BlockingIOError:
@@ -205,13 +209,14 @@ class Listener:
             return
         self._selector.unregister(sock)
         del self._pending[sock]
+        hello = agreed.hello
         if hello.purpose == "relay" and self._relay is not None:
             self._relay(sock, hello.beyond)
             return
         key = (hello.purpose, hello.rank)
         with self._changed:
             replaced = self._waiting.get(key)
-            self._links[key] = self._waiting[key] = sock
+            self._links[key], self._waiting[key] = sock, Connection(sock, agreed.seal)
             self._changed.notify_all()
         if replaced is not None:
-            replaced.close()
+            replaced.sock.close()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ringlm.ring.swap import Swap
 
 _MAX_SWAPS: Final = 64
+_MAX_SEALED_BYTES: Final = 1 << 15  # of a swap, each of which has its own memory
 
 
 class Mesh:
@@ -34,6 +35,7 @@ class Mesh:
         self.world_size = len(self.links) + 1
         self._ordered = tuple(self.links.values())
         self.segment_bytes = segment_bytes
+        self._sealed = [link.seal is not None for link in self._ordered]
         self._swaps: dict[tuple[torch.dtype, int], Swap] = {}
 
     def lane(self, peer: int, call: bytes) -> Lane:
@@ -53,30 +55,47 @@ class Mesh:
         where that is the fastest, what came is added to `flat` already, and nothing is returned."""
         key = flat.dtype, flat.numel()
         swap = self._swaps.get(key) or self._prepare(*key)
+        if swap is None:
+            return self._exchange(call, flat, deadline)
         add = add and swap.adds
-        if swap(call, flat.data_ptr(), add):
+        if swap(call, flat, add):
             for link in self._ordered:
                 link.sent += swap.whole
                 link.received += swap.whole
             return [] if add else swap.contributions
-        out, rest = wire.view(flat), []
-        for index, (link, body) in enumerate(zip(self._ordered, swap.bodies, strict=True)):
+        rest = []
+        for index, link in enumerate(self._ordered):
             sent, got, right = swap.progress(index)
             link.sent += sent
             link.received += got
             if not right:
                 lane = Lane(link, call, self.segment_bytes, self.rank)
-                lane.resume(call + wire.digest(out), out, sent)
-                lane.receive_rest(body, got)
+                swap.resume(index, lane, call, flat)
                 rest.append(lane)
         self.pump(rest, deadline)
         return swap.contributions
 
-    def _prepare(self, dtype: torch.dtype, length: int) -> Swap:
-        """What `swap` needs for tensors like this one, remembered for the next."""
-        from ringlm.ring.swap import Swap  # with it comes a compiler
+    def _exchange(self, call: bytes, flat: torch.Tensor, deadline: float) -> list[torch.Tensor]:
+        """What `swap` does, over links of any kind."""
+        out, contributions, lanes = wire.view(flat), [], []
+        for link in self._ordered:
+            lane = Lane(link, call, self.segment_bytes, self.rank)
+            scratch, into = link.scratch(flat.dtype, flat.numel())
+            lane.send(out)
+            lane.receive(into)
+            lanes.append(lane)
+            contributions.append(scratch)
+        self.pump(lanes, deadline)
+        return contributions
 
+    def _prepare(self, dtype: torch.dtype, length: int) -> Swap | None:
+        """What `swap` needs for tensors like this one, remembered for the next; None where lanes are better."""
+        from ringlm.ring.swap import SealedSwap, Swap  # with it comes a compiler
+
+        if any(self._sealed) and (length * dtype.itemsize > _MAX_SEALED_BYTES or not all(self._sealed)):
+            return None
         if len(self._swaps) >= _MAX_SWAPS:
             self._swaps.clear()
-        swap = self._swaps[dtype, length] = Swap(self._ordered, dtype, length)
+        kind = SealedSwap if any(self._sealed) else Swap
+        swap = self._swaps[dtype, length] = kind(self._ordered, dtype, length)
         return swap

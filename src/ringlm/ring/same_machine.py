@@ -53,6 +53,13 @@ def caller(sock: socket.socket) -> str:
     return f"process {pid} of this machine"
 
 
+def leaves(sock: socket.socket) -> bool:
+    """Whether what a connected socket carries leaves this machine, as far as its addresses show."""
+    return sock.family != socket.AF_UNIX and not (
+        is_loopback(sock.getpeername()[0]) or sock.getpeername()[0] == sock.getsockname()[0]
+    )
+
+
 def own_host(sock: socket.socket) -> str:
     """The address of this machine that a link has."""
     return "127.0.0.1" if sock.family == socket.AF_UNIX else str(sock.getsockname()[0])

@@ -11,11 +11,13 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from ringlm.errors import AuthenticationError, ConfigError, ConnectError
 from ringlm.ring.address import Address, interface_address, is_loopback
-from ringlm.ring.handshake import Handshake, RefusedError
-from ringlm.ring.same_machine import connect_beside, listen_beside
+from ringlm.ring.handshake import Agreed, Handshake, RefusedError
+from ringlm.ring.same_machine import connect_beside, leaves, listen_beside
+from ringlm.ring.seal import Connection, overhead, pack, unpack
 
 SPIN_S = 50e-6  # a rank that waits yields its core for so long before it sleeps
 _BUFFER_BYTES = 1 << 21  # two ranks need half of it; those that take turns on a core get further in theirs
@@ -110,8 +112,8 @@ def _bind(hosts: list[str], port: int) -> list[socket.socket]:
     return sockets
 
 
-def run_blocking(handshake: Handshake, sock: socket.socket, deadline: float) -> None:
-    """Drive one side of a handshake over a connected socket. Raises its errors, and OSError."""
+def run_blocking(handshake: Handshake, sock: socket.socket, deadline: float) -> Agreed | None:
+    """Drive one side of a handshake over a connected socket; what it returns. Raises its errors, and OSError."""
     reply = b""
     try:
         action = next(handshake)
@@ -122,8 +124,27 @@ def run_blocking(handshake: Handshake, sock: socket.socket, deadline: float) -> 
             else:
                 reply = receive_exactly(sock, action, deadline)
             action = handshake.send(reply)
-    except StopIteration:
-        return
+    except StopIteration as done:
+        agreed: Agreed | None = done.value
+        return agreed
+
+
+def send_message(connection: Connection, body: bytes, deadline: float) -> None:
+    """A message of its length (4 bytes) and its bytes, sealed if the connection is. Raises OSError."""
+    send_all(connection.sock, pack(len(body).to_bytes(4, "little"), body, connection.seal), deadline)
+
+
+def receive_message(connection: Connection, limit: int, deadline: float) -> bytes:
+    """What the peer gave `send_message`. Raises OSError, also for more than `limit` bytes and for damaged ones."""
+    sock, seal = connection
+    head = receive_exactly(sock, 4, deadline)
+    nbytes = int.from_bytes(head, "little")
+    if nbytes > limit:
+        raise ConnectionAbortedError(errno.ECONNABORTED, f"a message of {nbytes:,} bytes was announced")
+    body = unpack(head, receive_exactly(sock, overhead(seal) + nbytes, deadline), seal)
+    if body is None:
+        raise ConnectionAbortedError(errno.ECONNABORTED, "the link damages what it carries")
+    return body
 
 
 def send_all(sock: socket.socket, data: bytes, deadline: float) -> None:
@@ -168,21 +189,22 @@ def spoken(sock: socket.socket, deadline: float) -> bool:
 
 def dial(
     addresses: list[Address],
-    handshake: Callable[[str], Handshake],
+    handshake: Callable[[str, bool], Handshake],
     what: str,
     deadline: float,
     *,
     source: str | None = None,
     tries: int | None = None,
     unwanted: threading.Event | None = None,
-) -> socket.socket:
-    """Connect to the first address that answers and complete a handshake, again and again until `deadline`.
+) -> Connection:
+    """Connect to the first address that answers and complete a handshake, given the peer's name and whether the way
+    there leaves this machine, again and again until `deadline`.
 
     Ranks start in any order, so refusals by the kernel and resets are retried with backoff; a final
     refusal by a ringlm peer is not. With `tries` the peer is known to listen, at one of the addresses: each
     is tried that often, and what answers at the wrong ones means nothing. `what` names the peer in errors,
     `source` is the own address to dial from, and `unwanted` ends it. Raises ConnectError or
-    AuthenticationError; the socket returned is tuned.
+    AuthenticationError; what is returned is tuned.
     """
     pause_s, last, turn = 0.02, "no answer", 0
     while True:
@@ -190,7 +212,7 @@ def dial(
         for address in addresses:
             connect_s = _CONNECT_S if tries is None else _KNOWN_CONNECT_S
             try:
-                return _attempt(address, handshake(f"{what} ({address})"), deadline, connect_s, source)
+                return _attempt(address, partial(handshake, f"{what} ({address})"), deadline, connect_s, source)
             except (ConnectError, AuthenticationError) as error:
                 final = isinstance(error, AuthenticationError) or (isinstance(error, RefusedError) and error.final)
                 if final and tries is None:
@@ -208,8 +230,8 @@ def dial(
 
 
 def _attempt(
-    address: Address, handshake: Handshake, deadline: float, connect_s: float, source: str | None
-) -> socket.socket:
+    address: Address, handshake: Callable[[bool], Handshake], deadline: float, connect_s: float, source: str | None
+) -> Connection:
     timeout_s = max(0.001, min(connect_s, deadline - time.monotonic()))
     sock = socket.create_connection(address, timeout_s, (source, 0) if source else None)
     try:
@@ -219,9 +241,9 @@ def _attempt(
         if unix is not None:
             sock.close()
             sock = unix
-        run_blocking(handshake, sock, min(deadline, time.monotonic() + _HANDSHAKE_S))
+        agreed = run_blocking(handshake(leaves(sock)), sock, min(deadline, time.monotonic() + _HANDSHAKE_S))
         tune(sock)
-        return sock
+        return Connection(sock, agreed.seal if agreed is not None else None)
     except BaseException:
         sock.close()
         raise

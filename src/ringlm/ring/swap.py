@@ -1,5 +1,5 @@
 """A frame to every peer and one from each, as far as that goes at once: what small sums do all the time, compiled by
-numba, since Python takes as long for it as the kernel does.
+numba, since Python takes as long for it as the kernel does. Of links that are sealed it moves the bytes alone.
 
 What it does not know: what frames mean, and what is done where one does not come whole or right (`mesh`).
 """
@@ -21,7 +21,9 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from ringlm.ring import wire
+from ringlm.ring.lane import Lane
 from ringlm.ring.link import Link
+from ringlm.ring.seal import TAG_BYTES, cut
 from ringlm.ring.sockets import SPIN_S
 from ringlm.ring.wire import CALL_BYTES, HEADER_BYTES
 
@@ -38,6 +40,7 @@ _WORDS: Final = 26
 _HEADER: Final = 7  # of a message's words; the small integers before lie alike on all systems of 64 bits
 _BODY: Final = _HEADER + 2
 _DIGEST: Final = CALL_BYTES // 8  # of a header's words
+_SEALED_BYTES: Final = CALL_BYTES + TAG_BYTES
 
 _NOW: Final = int(socket.MSG_DONTWAIT)
 _SPIN_NS: Final = int(SPIN_S * 1e9)
@@ -77,14 +80,14 @@ def _digest(typing, function, address, nbytes):
 
 
 @njit(cache=True, nogil=True)
-def _receive(fd, message, body, whole, room):
+def _receive(fd, message, body, head, whole, room):
     """Yields the core for up to _SPIN_NS at a time, and sleeps for the first byte after that."""
     got, stop, now = 0, 0, carray(_words(room), (2,))
     while True:
-        more = _recvmsg(fd, message, _NOW) if got == 0 else _recv(fd, body + got - HEADER_BYTES, whole - got, _NOW)
+        more = _recvmsg(fd, message, _NOW) if got == 0 else _recv(fd, body + got - head, whole - got, _NOW)
         if more > 0:
             got, stop = got + more, 0
-            if got == whole or got < HEADER_BYTES:
+            if got == whole or got < head:
                 return got
         elif more == 0:
             return got  # the link's end, which whoever reads next finds again
@@ -102,21 +105,25 @@ def _receive(fd, message, body, whole, room):
 
 
 @njit(cache=True, nogil=True)
-def _swap(links, count, digest, body, nbytes, add, room):
+def _swap(links, count, head, digest, body, nbytes, add, room):
     """Sends `nbytes` at `body` to the `count` links at `links`, and receives as much from each that took all of it;
-    whether everything came, and is right. With `add` what came over the one link is then added to the body."""
-    table, whole, good = carray(_words(links), (count, _WORDS)), nbytes + HEADER_BYTES, True
+    whether everything came, and is right. With `add` what came over the one link is then added to the body. Without a
+    `digest` headers of `head` bytes and bodies are sent as they are, and only whether all came is told."""
+    table, whole, good = carray(_words(links), (count, _WORDS)), nbytes + head, True
     mine = carray(_words(table[0, _OUT + _HEADER]), (_DIGEST + 1,))
-    mine[_DIGEST] = _digest(digest, body, nbytes)
+    if digest != 0:
+        mine[_DIGEST] = _digest(digest, body, nbytes)
     for link in range(count):
-        table[link, _OUT + _BODY] = body
+        if digest != 0:
+            table[link, _OUT + _BODY] = body
         table[link, _SENT] = max(0, _sendmsg(table[link, _SOCKET], links + (link * _WORDS + _OUT) * 8, _NOW))
     for link in range(count):
         table[link, _GOT], right = 0, False
         if table[link, _SENT] == whole:  # sleeping on one link is safe only once nothing is left to send on it
             message, into = links + (link * _WORDS + _IN) * 8, table[link, _IN + _BODY]
-            table[link, _GOT] = _receive(table[link, _SOCKET], message, into, whole, room)
-            if table[link, _GOT] == whole:
+            table[link, _GOT] = _receive(table[link, _SOCKET], message, into, head, whole, room)
+            right = digest == 0 and table[link, _GOT] == whole
+            if digest != 0 and table[link, _GOT] == whole:
                 theirs = carray(_words(table[link, _IN + _HEADER]), (_DIGEST + 1,))
                 right = theirs[_DIGEST] == _digest(digest, into, nbytes)
                 for word in range(_DIGEST):
@@ -144,31 +151,105 @@ class Swap:
         self.adds = dtype is torch.float32 and len(links) == 1
         self._head = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
         self._call = wire.view(self._head)[:CALL_BYTES]
-        self._words = torch.zeros(len(links) + 1, _WORDS, dtype=torch.int64)  # the last row is room for the time
         nbytes = length * dtype.itemsize
+        self._words = _table(links, [self._head] * len(links), self.contributions, nbytes)
         self.whole = HEADER_BYTES + nbytes
-        for row, link, into in zip(self._words, links, self.contributions, strict=False):
-            row[_SOCKET] = link.sock.fileno()
-            header = torch.frombuffer(link.header, dtype=torch.uint8)
-            for message, start, body in ((_OUT, self._head, 0), (_IN, header, into.data_ptr())):
-                vectors = row[message + _HEADER :]
-                row[message + 2], row[message + 3] = vectors.data_ptr(), 2  # where they are, and how many
-                vectors[:4] = torch.tensor([start.data_ptr(), HEADER_BYTES, body, nbytes])
-        self._fixed = self._words.data_ptr(), len(links), _digest_address()
+        self._fixed = self._words.data_ptr(), len(links), HEADER_BYTES, _digest_address()
         self._sizes = nbytes, self._words[-1].data_ptr()
 
-    def __call__(self, call: bytes, out: int, add: bool) -> bool:
-        """Send the frame of `call` whose body is at the address `out` to every peer, and receive theirs; whether all
-        came whole and right. Then, with `add`, theirs is added to what is at `out`."""
+    def __call__(self, call: bytes, flat: torch.Tensor, add: bool) -> bool:
+        """Send the frame of `call` whose body is `flat` to every peer, and receive theirs; whether all came whole and
+        right. Then, with `add`, theirs is added to `flat`."""
         self._call[:] = call
         nbytes, room = self._sizes
-        good: bool = _swap(*self._fixed, out, nbytes, add, room)
+        good: bool = _swap(*self._fixed, flat.data_ptr(), nbytes, add, room)
         return good
 
     def progress(self, index: int) -> tuple[int, int, bool]:
         """Bytes sent to and received from the peer of that index, and whether its frame is whole and right."""
         sent, got, right = self._words[index, _SENT : _RIGHT + 1].tolist()
         return sent, got, bool(right)
+
+    def resume(self, index: int, lane: Lane, call: bytes, flat: torch.Tensor) -> None:
+        """Leave the rest of both frames to a lane of that peer's link."""
+        sent, got, _ = self.progress(index)
+        out = wire.view(flat)
+        lane.resume(call + wire.digest(out), out, sent)
+        lane.receive_rest(self.bodies[index], got)
+
+
+class SealedSwap(Swap):
+    """A Swap with links that are all sealed: their frames are sealed before and opened after it."""
+
+    def __init__(self, links: Sequence[Link], dtype: torch.dtype, length: int) -> None:
+        nbytes = length * dtype.itemsize
+        scratches = [link.scratch(dtype, length) for link in links]
+        self.contributions = [tensor for tensor, _ in scratches]
+        self.bodies = [body for _, body in scratches]
+        self.adds = False
+        self._seals = [seal for link in links if (seal := link.seal) is not None]
+        heads = [torch.zeros(_SEALED_BYTES, dtype=torch.uint8) for _ in links]
+        outgoing, incoming = ([torch.empty(nbytes + TAG_BYTES, dtype=torch.uint8) for _ in links] for _ in range(2))
+        self._memory = heads, outgoing, incoming
+        self._heads = [wire.view(head) for head in heads]
+        self._outgoing = [cut(wire.view(memory)) for memory in outgoing]
+        self._incoming = [cut(wire.view(memory)) for memory in incoming]
+        views = ((head[:CALL_BYTES], head[CALL_BYTES:]) for head in self._heads)
+        cells = range(_OUT + _BODY, _WORDS * len(links), _WORDS)
+        self._before = list(zip(cells, self._seals, self._outgoing, views, strict=True))
+        headers = [(link.header, memoryview(link.header)[CALL_BYTES:]) for link in links]
+        rights = range(_RIGHT, _WORDS * len(links), _WORDS)
+        self._after = list(zip(rights, self._seals, self._incoming, headers, self.bodies, strict=True))
+        places = [
+            memory if seal.encrypts else tensor
+            for seal, memory, tensor in zip(self._seals, incoming, self.contributions, strict=True)
+        ]
+        words = self._words = _table(links, heads, places, nbytes)
+        for index, memory in enumerate(outgoing):
+            words[index, _OUT + _BODY] = memory.data_ptr()
+        self._cells = wire.view(words.view(torch.uint8).reshape(-1)).cast("q")
+        self.whole = _SEALED_BYTES + nbytes
+        self._arguments = words.data_ptr(), len(links), _SEALED_BYTES, 0, 0, nbytes, False, words[-1].data_ptr()
+
+    def __call__(self, call: bytes, flat: torch.Tensor, add: bool) -> bool:
+        """As of a Swap, of which it adds nothing."""
+        out, cells = wire.view(flat), self._cells
+        for cell, seal, room, (head, head_tag) in self._before:
+            head[:] = call
+            head_tag[:], _ = seal.close(call, out, room)
+            if not seal.encrypts:
+                cells[cell] = flat.data_ptr()
+        good: bool = _swap(*self._arguments)
+        for cell, seal, room, (header, tag), body in self._after:
+            if not (cells[cell] and header.startswith(call) and seal.open(call, tag, body, room)):
+                cells[cell] = good = False
+        return good
+
+    def resume(self, index: int, lane: Lane, call: bytes, flat: torch.Tensor) -> None:
+        """As of a Swap. A frame that came whole and did not open is refused there once more: its turn is over."""
+        sent, got, _ = self.progress(index)
+        seal, body = self._seals[index], self.bodies[index]
+        out = self._outgoing[index].body if seal.encrypts else wire.view(flat)
+        lane.resume(bytes(self._heads[index]), out, sent)
+        if seal.encrypts:
+            seal.place(body)[:] = self._incoming[index].body
+        lane.receive_rest(body, got)
+
+
+def _table(
+    links: Sequence[Link], heads: Sequence[torch.Tensor], places: Sequence[torch.Tensor], nbytes: int
+) -> torch.Tensor:
+    """The words of `links`: where their frames' headers are that are sent, and the places where bodies of `nbytes` are
+    received. The last row is room for the time."""
+    words = torch.zeros(len(links) + 1, _WORDS, dtype=torch.int64)
+    for row, link, head, into in zip(words, links, heads, places, strict=False):
+        row[_SOCKET] = link.sock.fileno()
+        header = torch.frombuffer(link.header, dtype=torch.uint8)
+        for message, start, body in ((_OUT, head, 0), (_IN, header, into.data_ptr())):
+            vectors = row[message + _HEADER :]
+            row[message + 2], row[message + 3] = vectors.data_ptr(), 2  # where they are, and how many
+            vectors[:4] = torch.tensor([start.data_ptr(), start.nbytes, body, nbytes])
+    return words
 
 
 def _digest_address() -> int:

@@ -80,7 +80,7 @@ def _tile(typing, kind, rows, tokens, weights, x, out, columns, stride):
 
 
 def _compile(kind: int) -> tuple[Any, Any]:
-    """The product of a matrix of KINDS[kind], by one thread and by several, compiled at its first call and kept on disk.
+    """The product of a matrix of KINDS[kind] by one thread and by several, compiled at first and kept on disk.
 
     Rows `first` to `last` of the matrix (rows, columns) times float32 x (tokens, columns), to float32 out (tokens,
     stride). All arguments are integers, pointers included.
