@@ -85,7 +85,7 @@ class Storage(Product, Protocol):
 _FEW = {
     torch.float32: 32,
     torch.float16: 32,
-    torch.bfloat16: 3 if torch.cpu._is_avx512_bf16_supported() else 32,
+    torch.bfloat16: 2 if torch.cpu._is_avx512_bf16_supported() else 32,
 }
 
 
