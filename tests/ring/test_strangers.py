@@ -14,8 +14,9 @@ import msgspec
 import pytest
 import torch
 
-from ringlm.ring import RingConfig, connect, listener
+from ringlm.ring import RingConfig, connect, listener, strangers
 from ringlm.ring.handshake import MAGIC, PROTOCOL
+from ringlm.ring.strangers import gives_way, source
 from tests.ring.helpers import attempt, configs, free_ports, together
 
 PREAMBLE = MAGIC + bytes([PROTOCOL])
@@ -37,7 +38,7 @@ def port_scan(port: int) -> None:
 
 
 def garbage(port: int) -> None:
-    for seed in range(30):
+    for seed in range(10):
         with contextlib.suppress(OSError), call(port) as sock:
             sock.sendall(random.Random(seed).randbytes(5000))
             sock.recv(100)
@@ -65,8 +66,9 @@ def slow_loris(port: int) -> None:
 
 
 def two_hundred_hellos(port: int) -> None:
-    """With and without a secret's flag; well-formed, and nearly so."""
+    """With and without a secret's flag; well-formed, and nearly so. Fifty at a time."""
     dice = random.Random(1)
+    socks: list[socket.socket] = []
     for turn in range(200):
         hello: list[object] = [
             dice.choice(["ring", "mesh", "control", "weights", ""]),
@@ -79,14 +81,19 @@ def two_hundred_hellos(port: int) -> None:
         if turn % 5 == 0:
             hello.pop()
         body = msgspec.msgpack.encode(hello)
-        with contextlib.suppress(OSError), call(port) as sock:
-            sock.sendall(PREAMBLE + bytes([turn % 2]) + len(body).to_bytes(2, "little") + body)
-            sock.recv(8)
-            sock.recv(300)
+        socks.append(call(port))
+        with contextlib.suppress(OSError):
+            socks[-1].sendall(PREAMBLE + bytes([turn % 2]) + len(body).to_bytes(2, "little") + body)
+        if len(socks) == 50:
+            for sock in socks:
+                with contextlib.suppress(OSError), sock:
+                    sock.recv(8)
+                    sock.recv(300)
+            socks.clear()
 
 
 def wrong_secret(port: int) -> None:
-    for rank, world_size in ((1, 2), (0, 2), (1, 3)):
+    for rank, world_size in ((1, 2), (1, 3)):
         (config,) = [
             RingConfig(
                 rank=rank,
@@ -236,3 +243,59 @@ def test_who_keeps_silent_is_dropped_in_time(monkeypatch: pytest.MonkeyPatch) ->
             assert sock.recv(1) == b""
     for ring in rings:
         ring.close()
+
+
+def test_a_rank_joins_through_a_crowd() -> None:
+    """Hundreds a second come and go, keep silent or talk nonsense, from the same address; a ring forms all the same."""
+    first, second = configs(2, secret=b"right")
+    rings: list[object] = []
+    waiting = threading.Thread(target=lambda: rings.append(connect(first)))
+    waiting.start()
+    time.sleep(0.1)
+    stop, held = threading.Event(), []
+
+    def crowd() -> None:
+        while not stop.wait(0.003):
+            sock = call(first.port)
+            held.append(sock)
+            if len(held) % 3:
+                sock.sendall(PREAMBLE + b"\x01\x40\x00" + bytes(64) if len(held) % 3 == 1 else b"nonsense")
+            if len(held) > 600:
+                held.pop(0).close()
+
+    pests = threading.Thread(target=crowd)
+    pests.start()
+    try:
+        time.sleep(1.0)
+        rings.append(connect(second))
+        waiting.join(10.0)
+        assert len(rings) == 2
+    finally:
+        stop.set()
+        pests.join()
+        for each in (*held, *rings):
+            each.close()  # type: ignore[attr-defined]
+
+
+def test_the_busiest_source_gives_way() -> None:
+    waiting = {1: "a", 2: "b", 3: "b", 4: "c", 5: "b"}
+    assert gives_way(waiting) == 2
+    assert gives_way({1: "a", 2: "b"}) == 1
+    assert source("192.168.0.7") != source("192.168.0.8")
+    assert source("2001:db8::1") == source("2001:db8::ffff:0:0:1") != source("2001:db8:0:1::1")
+
+
+def test_a_crowd_is_one_until_it_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(strangers.time, "monotonic", lambda: now)
+    crowd = strangers.Crowd()
+    for _ in range(20):
+        crowd.turned_away()
+        assert not crowd.here
+    for _ in range(500):
+        crowd.turned_away()
+    assert crowd.here
+    now = 1.9
+    assert crowd.here
+    now = 2.1
+    assert not crowd.here

@@ -180,8 +180,8 @@ def respond(rank: int, terms: Terms, peer: str, admit: Callable[[Hello], None], 
         raise ConnectError(f"{peer} does not speak ringlm's protocol.")
     yield ours  # before the check, so that a dialler of another version can name both
     _check_preamble(theirs, secret, peer)
-    cipher = _Plain() if secret is None else _Noise(secret, theirs + ours, False, peer)
     message = yield from _message(peer)
+    cipher = _Plain() if secret is None else _Noise(secret, theirs + ours, False, peer)
     try:
         payload = cipher.read(message)
     except AuthenticationError:

@@ -2,7 +2,8 @@
 
 A thread accepts and drives the handshakes, event by event. Until a connection has authenticated it
 costs one socket, at most MAX_MESSAGE bytes, and at most HANDSHAKE_S seconds; only MAX_PENDING of them
-wait at a time, the oldest giving way. What it does not know: what the links are used for.
+wait at a time, and a crowd of them is looked at now and then (`strangers`). What it does not know: what the
+links are used for.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from ringlm.ring.handshake import Agreed, Handshake, Hello, RefusedError, Terms,
 from ringlm.ring.same_machine import caller, leaves
 from ringlm.ring.seal import Connection
 from ringlm.ring.sockets import ended, tune
+from ringlm.ring.strangers import LOOK_S, PAUSE_S, Crowd, gives_way, source
 
 HANDSHAKE_S = 10.0
-MAX_PENDING = 64
+MAX_PENDING = 256
+_ACCEPTED = 32  # at most, before those that wait are looked at
 
 log = logging.getLogger("ringlm.ring")
 
@@ -30,9 +33,10 @@ log = logging.getLogger("ringlm.ring")
 class _Pending:
     """A connection that has not yet said, or proved, who it is."""
 
-    def __init__(self, sock: socket.socket, name: str, handshake: Handshake) -> None:
+    def __init__(self, sock: socket.socket, name: str, source: str, handshake: Handshake) -> None:
         self.sock = sock
         self.name = name
+        self.source = source
         self.handshake = handshake
         self.deadline = time.monotonic() + HANDSHAKE_S
         self.needed = next(handshake)  # a listener's handshake begins by reading
@@ -88,6 +92,7 @@ class Listener:
         self._closed = False
         self._selector = selectors.DefaultSelector()
         self._pending: dict[socket.socket, _Pending] = {}
+        self._crowd = Crowd()
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="ringlm-listener", daemon=True)
         self._thread.start()
@@ -150,14 +155,19 @@ class Listener:
             now = time.monotonic()
             for late in [pending.sock for pending in self._pending.values() if pending.deadline <= now]:
                 self._drop(late)
-            wait_s = min((pending.deadline - now for pending in self._pending.values()), default=None)
-            for key, _ in self._selector.select(wait_s):
-                ready = key.fileobj
-                assert isinstance(ready, socket.socket)
-                if ready in self._pending:
-                    self._advance(self._pending[ready])
-                elif ready in self._sockets:
-                    self._accept(ready)
+            wait_s = next((pending.deadline - now for pending in self._pending.values()), None)  # the oldest's
+            ready = [key.fileobj for key, _ in self._selector.select(wait_s)]
+            stop = time.monotonic() + LOOK_S
+            for found in ready:
+                assert isinstance(found, socket.socket)
+                if found in self._pending:
+                    self._advance(self._pending[found])
+                elif found in self._sockets:
+                    self._accept(found)
+                if self._crowd.here and time.monotonic() > stop:
+                    break  # who was not looked at is ready still
+            if self._crowd.here and not self._closed:
+                time.sleep(PAUSE_S)
         for sock in list(self._pending):
             self._drop(sock)
         self._selector.close()
@@ -166,21 +176,39 @@ class Listener:
         self._selector.unregister(sock)
         del self._pending[sock]
         sock.close()
+        self._crowd.turned_away()
 
     def _accept(self, listening: socket.socket) -> None:
-        try:
-            sock, peer = listening.accept()
-            far = leaves(sock)
-        except OSError:  # it left before it was accepted, or this process is out of descriptors
-            time.sleep(0.01)
+        for _ in range(_ACCEPTED):
+            try:
+                sock, peer = listening.accept()
+            except BlockingIOError:
+                return
+            except OSError:  # it left before it was accepted, or this process is out of descriptors
+                time.sleep(0.01)
+                return
+            try:
+                far = leaves(sock)
+            except OSError:  # it has left since
+                sock.close()
+                self._crowd.turned_away()
+                continue
+            if len(self._pending) >= MAX_PENDING:
+                self._drop(gives_way({waiting: pending.source for waiting, pending in self._pending.items()}))
+            sock.setblocking(False)
+            name = str(Address(peer[0], peer[1])) if peer else caller(sock)
+            handshake = respond(self._rank, self._terms, name, self._check, far)
+            self._pending[sock] = _Pending(sock, name, source(peer[0]) if peer else "", handshake)
+            self._selector.register(sock, selectors.EVENT_READ)
+
+    def _tell(self, level: int, why: str) -> None:
+        """Log whom was turned away; of a crowd only the last."""
+        crowd = self._crowd
+        if crowd.here:
+            crowd.untold += 1
             return
-        if len(self._pending) >= MAX_PENDING:
-            self._drop(next(iter(self._pending)))
-        sock.setblocking(False)
-        name = str(Address(peer[0], peer[1])) if peer else caller(sock)
-        handshake = respond(self._rank, self._terms, name, self._check, far)
-        self._pending[sock] = _Pending(sock, name, handshake)
-        self._selector.register(sock, selectors.EVENT_READ)
+        log.log(level, "turned away %s%s", why, f" (and {crowd.untold:,} before it)" if crowd.untold else "")
+        crowd.untold = 0
 
     def _advance(self, connection: _Pending) -> None:
         sock = connection.sock
@@ -198,9 +226,9 @@ class Listener:
             self._drop(sock)
             if isinstance(error, RefusedError | AuthenticationError):
                 self._refusal = f"{connection.name}: {error}"
-                log.warning("turned away %s", self._refusal)
+                self._tell(logging.WARNING, self._refusal)
             else:
-                log.info("turned away %s: %s", connection.name, error)
+                self._tell(logging.INFO, f"{connection.name}: {error}")
             return
         except Exception:
             # A fault of ours, which no stranger may turn into the end of this thread.
