@@ -19,13 +19,18 @@ from typing import NamedTuple
 import msgspec
 import torch
 
+from ringlm.cluster import joining
+from ringlm.cluster.agreement import Capabilities
+from ringlm.cluster.joining import Assignment, End, Inbox, Member, Offer, frame
+from ringlm.cluster.memory import Memory
+from ringlm.cluster.settings import Settings
 from ringlm.engine.follower import _read, check
 from ringlm.engine.messages import SequenceStep, StepMessage, StopMessage, encode
 from ringlm.errors import RingError, RingLMError
 from ringlm.ring import wire
 from ringlm.ring.cards import Card, Chain
 from ringlm.ring.control import Abort, Beat, Bye, ControlPlane, Heartbeat
-from ringlm.ring.handshake import MAGIC, PROTOCOL, Hello, Terms, Welcome, initiate, respond
+from ringlm.ring.handshake import MAGIC, PROTOCOL, Hello, Place, Terms, Welcome, initiate, respond
 from ringlm.ring.lane import Lane, pump
 from ringlm.ring.link import Link
 from ringlm.ring.seal import TAG_BYTES, Connection, Keys, Seal, pack, unpack
@@ -68,7 +73,7 @@ def converse(side: object, data: bytes) -> None:
 
 
 def listener(secret: bytes | None) -> Callable[[bytes], None]:
-    return lambda data: converse(respond(0, Terms(secret), "a stranger", lambda hello: None), data)
+    return lambda data: converse(respond(Terms(secret), "a stranger", lambda hello: 0), data)
 
 
 def dialler(secret: bytes | None) -> Callable[[bytes], None]:
@@ -143,6 +148,23 @@ def cards(data: bytes) -> None:
         Chain(1, 2, Connection(sock), None, time.monotonic() + 5.0).share(CARD, Card)
 
 
+def words(make: Callable[[], Seal] | None) -> Callable[[bytes], None]:
+    """Who takes in a rank, or waits to be taken in."""
+
+    def read(data: bytes) -> None:
+        with sent(data) as sock:
+            inbox = Inbox(Connection(sock, make() if make is not None else None))
+            with contextlib.suppress(ConnectionResetError):
+                while True:
+                    inbox.receive()
+
+    return read
+
+
+def said(words: Iterable[msgspec.Struct], seal: Seal | None) -> bytes:
+    return b"".join([frame(word, seal) for word in words])
+
+
 def step(data: bytes) -> None:
     message = _read(data)
     if isinstance(message, StepMessage):
@@ -154,7 +176,13 @@ def sealed(data: bytes) -> None:
         raise RingError("refused")
 
 
-CARD = Card(0, ["192.168.1.11", "127.0.0.1"], 7600, ("192.168.1.12", 7600), "machine", "network")
+PLACE = Place(["192.168.1.11", "127.0.0.1"], 7600, "network")
+CARD = Card(0, PLACE, ("192.168.1.12", 7600), "machine")
+ABLE = Capabilities(1, "cpu", ["float32"], Settings(dtype="float32"), Memory("machine", 1 << 33), "a processor")
+WORDS = [
+    [Offer("demo", 2), joining.Beat(), Assignment(1, 2, 3, [("192.168.1.11", 7600)])],
+    [Member(1, 2, PLACE, ABLE), joining.Beat(), End("rank 0 has ended.")],
+]
 PREAMBLES = [MAGIC + bytes((PROTOCOL, flag)) for flag in (0, 1)]
 READY = b"\x05\x00ready"
 BODIES = b"x" * 24, b"y" * 40, b""
@@ -167,7 +195,7 @@ READERS = {
     "hello of a secret": Reader(listener(SECRET), [PREAMBLES[1] + (90).to_bytes(2, "little") + bytes(range(90))]),
     "welcome": Reader(
         dialler(None),
-        [PREAMBLES[0] + pack_message(w, 2) for w in (Welcome(0), Welcome(0, "no", False), Welcome(0, seal="on"))],
+        [PREAMBLES[0] + pack_message(w, 2) for w in (Welcome(0), Welcome(0, "no", join=PLACE), Welcome(0, seal="on"))],
     ),
     "welcome of a secret": Reader(dialler(SECRET), [PREAMBLES[1] + (64).to_bytes(2, "little") + bytes(range(64))]),
     "frame": Reader(frames(None), [framed(None, *BODIES), letter(9) + framed(None, *BODIES), letter(0) + letter(50)]),
@@ -175,6 +203,8 @@ READERS = {
     "sealed message": Reader(sealed, [pack(b"head", b"body" * 5, seal())]),
     "control": Reader(control, [b"".join(pack_message(beat, 2) for beat in BEATS), pack_message(BEATS[0], 2)]),
     "cards": Reader(cards, [pack_message([CARD], 4) + pack_message([CARD, CARD], 4)]),
+    "words": Reader(words(None), [said(some, None) for some in WORDS]),
+    "sealed words": Reader(words(seal), [said(some, seal()) for some in WORDS]),
     "step": Reader(step, [encode(StepMessage(0, 0, [PART, PART], candidates=3)), encode(StopMessage(0, 1))]),
 }
 

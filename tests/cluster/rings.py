@@ -88,15 +88,42 @@ class Daemon:
 
 
 class ProcessRing:
-    """A started ring: `client` is rank 0's, `daemons` are the others by rank - 1."""
+    """A started ring: `client` is rank 0's, `daemons` are the others by rank - 1; `specs` is what each was given."""
 
-    def __init__(self, client: EngineClient, daemons: list[Daemon]) -> None:
-        self.client = client
-        self.daemons = daemons
+    def __init__(self, specs: list[EngineSpec], tmp_path: Path) -> None:
+        self.specs = specs
+        self._tmp_path = tmp_path
+        self._started: list[Daemon] = []
+        self.daemons: list[Daemon] = []
+        self.client: EngineClient
+
+    def start(self) -> None:
+        """All ranks; returns once they are ready."""
+        self.daemons += [self.daemon(engine) for engine in self.specs[1:]]
+        self.client = EngineClient.start(self.specs[0])
+
+    def daemon(self, engine: EngineSpec) -> Daemon:
+        """One more process of the ring, that ends with it."""
+        daemon = Daemon(engine, self._tmp_path / f"daemon{len(self._started)}.log")
+        self._started.append(daemon)
+        return daemon
+
+    def said(self) -> str:
+        """What all daemons said, also those that have ended."""
+        return "\n".join(f"{daemon.log.name}: {daemon.said()}" for daemon in self._started)
 
     def pid(self, rank: int) -> int:
         """Of the engine process of `rank`."""
         return self.client._processes[0].pid if rank == 0 else self.daemons[rank - 1].process.pid
+
+    def close(self) -> None:
+        """End all."""
+        if hasattr(self, "client"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.client._processes[0].pid, signal.SIGCONT)
+            self.client.close()
+        for daemon in self._started:
+            daemon.kill()
 
 
 @contextlib.contextmanager
@@ -107,6 +134,7 @@ def process_ring(
     *,
     settings: Settings,
     relays: list[Relay] | None = None,
+    rejoin_timeout_s: float = 0.0,
 ) -> Iterator[ProcessRing]:
     """A ring of processes; all are ended at the end. With a list of `relays`, to which they are added, every
     rank dials its right neighbour through one, and so do all others who dial that rank."""
@@ -115,18 +143,13 @@ def process_ring(
         relays += [Relay(ring.port) for ring in rings]
         rights = [Address("127.0.0.1", relays[(rank + 1) % world_size].port) for rank in range(world_size)]
         rings = [ring.replace(right=right) for ring, right in zip(rings, rights, strict=True)]
-    daemons = [
-        Daemon(EngineSpec(model=model, settings=settings, ring=ring, threads=1), tmp_path / f"rank{ring.rank}.log")
-        for ring in rings[1:]
+    specs = [
+        EngineSpec(model=model, settings=settings, ring=ring, threads=1, rejoin_timeout_s=rejoin_timeout_s)
+        for ring in rings
     ]
-    client = None
+    ring = ProcessRing(specs, tmp_path)
     try:
-        client = EngineClient.start(EngineSpec(model=model, settings=settings, ring=rings[0], threads=1))
-        yield ProcessRing(client, daemons)
+        ring.start()
+        yield ring
     finally:
-        if client is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(client._processes[0].pid, signal.SIGCONT)
-            client.close()
-        for daemon in daemons:
-            daemon.kill()
+        ring.close()

@@ -40,6 +40,10 @@ def test_each_rank_by_itself_and_those_of_a_machine_together() -> None:
     assert fits(RANKS, TOGETHER, 3) == [False, False]
 
 
+def test_a_rank_that_joins_late_has_seen_the_memory_that_others_took() -> None:
+    assert fits(RANKS, [TOGETHER[0], Memory("a", GB)], 2) == [True, True]
+
+
 def test_a_refusal_shows_the_arithmetic() -> None:
     refuse_unfit(RANKS, APART, blocks=4, quant="none")
     with pytest.raises(ConfigError) as apart:

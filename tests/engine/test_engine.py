@@ -3,10 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ringlm.engine.messages import StepMessage, decode
+from ringlm.engine.messages import StepMessage, decode, encode
 from ringlm.engine.request import SamplingParams, StopReason
+from ringlm.engine.runner import Runner
+from ringlm.engine.sequence import Delta
 from ringlm.errors import RequestError
-from tests.engine.fake import CONTEXT, EOS, VOCABULARY, World, alone, blocks_in_use, logits_after, tokens_of
+from tests.engine.fake import CONTEXT, EOS, VOCABULARY, FakeCache, World, alone, blocks_in_use, logits_after, tokens_of
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 SETTINGS = [
@@ -201,3 +203,37 @@ def test_the_message_is_all_that_daemons_get() -> None:
     assert (first.epoch, first.step, first.candidates) == (0, 0, 1)
     assert (part.id, part.start, part.tokens, part.blocks, part.wanted) == (7, 0, [1, 2, 3], [0], [2])
     assert len(sent[0]) < 30
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 4, 9])
+def test_an_engine_that_is_paused_goes_on_with_the_same_tokens(steps: int) -> None:
+    """What a request has is kept, and nothing of it is told twice; the cache it goes on with is an empty one."""
+    prompt = [3, 1, 4, 1, 5]
+    with World(1, max_seqs=5) as world:
+        engine = world.engine
+        for id, params in enumerate(SETTINGS):
+            engine.submit(id, prompt, params)
+        news: dict[int, list[Delta]] = {id: [] for id in range(len(SETTINGS))}
+        for _ in range(steps):
+            for delta in engine.step():
+                news[delta.id].append(delta)
+        done = engine.figures.steps
+        engine.pause()
+        assert (engine.figures.running, engine.figures.waiting) == (0, len(SETTINGS) - ended(news))
+        engine.submit(99, prompt, GREEDY)
+        last = engine.cancel(99)
+        assert last is not None
+        assert last.finish_reason is StopReason.CANCELED
+        runner = Runner(engine.runner.model, FakeCache(engine.runner.cache.blocks), engine.comm)
+        engine.resume(runner, engine.comm, epoch=5)
+        assert decode(encode(engine.scheduler.stop())).epoch == 5
+        for id, deltas in world.run().items():
+            news[id] += deltas
+        assert engine.figures.steps > done
+        assert blocks_in_use(engine) == 0
+    for id, params in enumerate(SETTINGS):
+        assert tokens_of(news[id]) == alone(prompt, params)[0]
+
+
+def ended(news: dict[int, list[Delta]]) -> int:
+    return sum(bool(deltas) and deltas[-1].finish_reason is not None for deltas in news.values())

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-from ringlm.cluster.messages import Embedding, Output, Progress, RankReport, Ready, Stats
+from ringlm.cluster.messages import Embedding, Output, Progress, RankReport, Ready, Recovering, Stats
 from ringlm.cluster.spec import EngineSpec
 from ringlm.engine.request import SamplingParams, StopReason, TokenLogprob
 from ringlm.errors import RingError
@@ -39,6 +39,7 @@ class FakeEngine:
             "fake", 2, context, vocabulary, [EOS], "float32", "none", [RankReport("cpu", 1, 100, 200)] * 2
         )
         self.stats: Stats | None = None
+        self.recovering: Recovering | None = None
         self.submitted: dict[int, tuple[list[int], SamplingParams]] = {}
         self.canceled: list[int] = []
         self.closed = False

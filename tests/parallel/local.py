@@ -37,6 +37,7 @@ class LocalRank:
     def __init__(self, group: LocalGroup, rank: int, world_size: int) -> None:
         self.group, self.rank, self.world_size = group, rank, world_size
         self.calls: dict[str, int] = {}
+        self.seconds = 0.0
 
     def _exchange(self, name: str, value: Any) -> list[Any]:
         """What every rank brought to this collective, in rank order."""

@@ -21,7 +21,7 @@ from ringlm.errors import AuthenticationError, ConfigError, ConnectError
 from ringlm.ring import RingConfig, connect, handshake
 from ringlm.ring.address import Address
 from ringlm.ring.cards import Card, reach
-from ringlm.ring.handshake import RefusedError
+from ringlm.ring.handshake import Place, RefusedError
 from ringlm.ring.sockets import listen
 from tests.ring.helpers import attempt, configs, each, free_ports, together
 
@@ -202,7 +202,7 @@ def test_a_newcomer_is_refused_by_a_complete_ring() -> None:
     newcomer = second.replace(port=free_ports(1)[0], connect_timeout_s=2.0)
     outcome = attempt(joins(newcomer))[0]
     assert isinstance(outcome, ConnectError)
-    assert "the ring of rank 0 is complete" in str(outcome)
+    assert "rank 1 is connected to rank 0 already; give every rank a number of its own." in str(outcome)
     assert each(rings, lambda ring: ring.all_reduce(torch.ones(1)).item()) == [2.0, 2.0]
     for ring in rings:
         ring.close()
@@ -285,7 +285,7 @@ def test_a_host_name_that_is_none() -> None:
 
 
 def card(rank: int, network: str, hosts: list[str], right: str) -> Card:
-    return Card(rank, hosts, 7600 + rank, (right, 7600 + (rank + 1) % 4), network, network)
+    return Card(rank, Place(hosts, 7600 + rank, network), (right, 7600 + (rank + 1) % 4), network)
 
 
 def test_reaching_a_rank_whose_neighbours_are_on_its_own_machine() -> None:
@@ -303,7 +303,7 @@ def test_reaching_a_rank_whose_neighbours_are_on_its_own_machine() -> None:
 
 
 def test_a_card_with_an_impossible_port_is_refused() -> None:
-    body = msgspec.msgpack.encode([1, ["a"], 70_000, ["a", 1], "m", "n", 1])
+    body = msgspec.msgpack.encode([1, [["a"], 70_000, "n"], ["a", 1], "m"])
     with pytest.raises(msgspec.ValidationError, match="<= 65535"):
         msgspec.msgpack.decode(body, type=Card)
 

@@ -29,8 +29,9 @@ HELLO = Hello("ring", 1, 0, 2, 0, "tiny:0123")
 SECRETS = st.sampled_from([None, b"secret"])
 
 
-def accept(hello: Hello) -> None:
-    """Everybody is welcome."""
+def accept(hello: Hello) -> int:
+    """Everybody is welcome, by the rank that was meant."""
+    return hello.to
 
 
 class Side:
@@ -84,9 +85,9 @@ def converse(
 
 
 def pair(
-    ours: bytes | None, theirs: bytes | None, admit: Callable[[Hello], None] = accept, hello: Hello = HELLO
+    ours: bytes | None, theirs: bytes | None, admit: Callable[[Hello], int] = accept, hello: Hello = HELLO
 ) -> tuple[Side, Side]:
-    return Side(initiate(hello, ours, "rank 0 (a:1)")), Side(respond(0, Terms(theirs), "b:2", admit))
+    return Side(initiate(hello, ours, "rank 0 (a:1)")), Side(respond(Terms(theirs), "b:2", admit))
 
 
 @pytest.mark.parametrize("secret", [None, b"secret"])
@@ -99,7 +100,7 @@ def test_both_agree_on_the_hello(secret: bytes | None) -> None:
     assert (b"tiny:0123" in passed[2]) == (secret is None)
     if secret is None:
         assert passed[2][2:] == msgspec.msgpack.encode(["ring", 1, 0, 2, 0, "tiny:0123", -1, None, False])
-        assert passed[3][2:] == msgspec.msgpack.encode([0, None, True, "off"])
+        assert passed[3][2:] == msgspec.msgpack.encode([0, None, True, "off", None])
         assert passed[4] == b"\x05\x00ready"
 
 
@@ -122,7 +123,7 @@ def test_unequal_secrets(ours: bytes | None, theirs: bytes | None, dialler_says:
 
 @pytest.mark.parametrize("secret", [None, b"secret"])
 def test_the_dialler_hears_why_it_is_refused(secret: bytes | None) -> None:
-    def refuse(hello: Hello) -> None:
+    def refuse(hello: Hello) -> int:
         raise RefusedError(f"rank {hello.rank} is not wanted.", final=False)
 
     dialler, listener = pair(secret, secret, refuse)
@@ -134,7 +135,7 @@ def test_the_dialler_hears_why_it_is_refused(secret: bytes | None) -> None:
 
 
 def test_the_dialler_reached_another_rank() -> None:
-    dialler, listener = Side(initiate(HELLO, None, "rank 0 (a:1)")), Side(respond(3, Terms(), "b:2", accept))
+    dialler, listener = Side(initiate(HELLO, None, "rank 0 (a:1)")), Side(respond(Terms(), "b:2", lambda hello: 3))
     converse(dialler, listener)
     assert str(dialler.outcome) == "rank 0 (a:1) is rank 3, not rank 0; check the ports and the rank numbers."
     assert listener.outcome is None  # it waits for a confirmation that does not come
@@ -143,7 +144,7 @@ def test_the_dialler_reached_another_rank() -> None:
 def test_another_protocol_number(monkeypatch: pytest.MonkeyPatch) -> None:
     dialler = Side(initiate(HELLO, None, "rank 0 (a:1)"))
     monkeypatch.setattr(handshake, "PROTOCOL", 7)
-    listener = Side(respond(0, Terms(), "b:2", accept))
+    listener = Side(respond(Terms(), "b:2", accept))
     first = dialler.run()
     listener.inbox += first
     second = listener.run()
@@ -157,7 +158,12 @@ def test_another_protocol_number(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_replay_yields_no_link() -> None:
     recorded = converse(*pair(b"secret", b"secret"))
     admitted: list[Hello] = []
-    listener = Side(respond(0, Terms(b"secret"), "b:2", admitted.append))
+
+    def admit(hello: Hello) -> int:
+        admitted.append(hello)
+        return hello.to
+
+    listener = Side(respond(Terms(b"secret"), "b:2", admit))
     for data in recorded[0::2]:
         listener.inbox += data
         listener.run()
@@ -186,7 +192,7 @@ def test_its_own_words_thrown_back_yield_no_link() -> None:
 @settings(max_examples=300, deadline=None)
 @given(data=st.binary(max_size=300), secret=SECRETS, preamble=st.booleans(), dials=st.booleans())
 def test_garbage_meets_nothing_but_ring_errors(data: bytes, secret: bytes | None, preamble: bool, dials: bool) -> None:
-    side = Side(initiate(HELLO, secret, "a") if dials else respond(0, Terms(secret), "b", accept))
+    side = Side(initiate(HELLO, secret, "a") if dials else respond(Terms(secret), "b", accept))
     side.inbox = (PREAMBLE + bytes([secret is not None]) if preamble else b"") + data
     side.run()
     assert side.outcome is None or isinstance(side.outcome, ConnectError | AuthenticationError)
@@ -195,7 +201,7 @@ def test_garbage_meets_nothing_but_ring_errors(data: bytes, secret: bytes | None
 @settings(max_examples=200, deadline=None)
 @given(frames=st.lists(st.binary(max_size=200), max_size=3), secret=SECRETS, dials=st.booleans())
 def test_well_framed_garbage_too(frames: list[bytes], secret: bytes | None, dials: bool) -> None:
-    side = Side(initiate(HELLO, secret, "a") if dials else respond(0, Terms(secret), "b", accept))
+    side = Side(initiate(HELLO, secret, "a") if dials else respond(Terms(secret), "b", accept))
     framed = b"".join(len(frame).to_bytes(2, "little") + frame for frame in frames)
     side.inbox = PREAMBLE + bytes([secret is not None]) + framed
     side.run()
@@ -219,7 +225,7 @@ _NEARLY = st.tuples(*(_SCALARS for _ in range(6))).map(list)
 @given(value=_VALUES | _NEARLY, dials=st.booleans())
 def test_any_value_for_a_hello_or_a_welcome(value: object, dials: bool) -> None:
     payload = msgspec.msgpack.encode(value)[:MAX_MESSAGE]
-    side = Side(initiate(HELLO, None, "a") if dials else respond(0, Terms(), "b", accept))
+    side = Side(initiate(HELLO, None, "a") if dials else respond(Terms(), "b", accept))
     side.inbox = PREAMBLE + b"\x00" + len(payload).to_bytes(2, "little") + payload + b"\x05\x00ready"
     side.run()
     assert isinstance(side.outcome, ConnectError | Agreed) or payload == b""
@@ -247,14 +253,14 @@ def test_a_flipped_bit_is_noticed_by_those_who_share_a_secret(turn: int, positio
 
 @pytest.mark.parametrize("dials", [False, True])
 def test_a_long_message_is_refused_by_its_announcement(dials: bool) -> None:
-    side = Side(initiate(HELLO, None, "a") if dials else respond(0, Terms(), "b", accept))
+    side = Side(initiate(HELLO, None, "a") if dials else respond(Terms(), "b", accept))
     side.inbox = PREAMBLE + b"\x00" + (MAX_MESSAGE + 1).to_bytes(2, "little")
     side.run()
     assert "announced a handshake message of 2049 bytes; 2048 are allowed" in str(side.outcome)
 
 
 def test_a_long_reason_is_cut_to_what_a_dialler_reads() -> None:
-    def refuse(hello: Hello) -> None:
+    def refuse(hello: Hello) -> int:
         raise RefusedError("é" * 3000)
 
     dialler, listener = pair(b"secret", b"secret", refuse)

@@ -49,6 +49,7 @@ class Agreement(msgspec.Struct, frozen=True, array_like=True):
     plan: ShardPlan | None
     refused: str | None = None
     led: bool = False  # the ranks' hardware differs: rank 0 chooses the experts for all
+    rejoin_timeout_s: float = 0.0  # how long a lost rank is awaited; 0: it ends the others
 
 
 class Proposal(NamedTuple):
@@ -75,13 +76,17 @@ def fast_dtypes(device: str, quant: str = "none") -> list[str]:
     )
 
 
-def decide_together(comm: Communicator, files: ModelFiles, mine: Capabilities) -> Agreement:
-    """Rank 0's decision, the same on every rank, and a plan in it. Raises Refused."""
+def decide_together(
+    comm: Communicator, files: ModelFiles, mine: Capabilities, rejoin_timeout_s: float = 0.0
+) -> Agreement:
+    """Rank 0's decision, the same on every rank, and a plan in it; `rejoin_timeout_s` counts there alone. Raises
+    Refused."""
     gathered = comm.gather_bytes(msgspec.msgpack.encode(mine))
     decision = b""
     if gathered is not None:
         ranks = [msgspec.msgpack.decode(data, type=Capabilities) for data in gathered]
-        decision = msgspec.msgpack.encode(_decide(ranks, files))
+        decided = msgspec.structs.replace(_decide(ranks, files), rejoin_timeout_s=rejoin_timeout_s)
+        decision = msgspec.msgpack.encode(decided)
     decided = msgspec.msgpack.decode(comm.broadcast_bytes(decision if comm.rank == 0 else None), type=Agreement)
     if decided.refused is not None:
         comm.gather_bytes(b"")  # every rank has heard it, and none needs to be told by an abort
@@ -126,7 +131,7 @@ def agree(ranks: Sequence[Capabilities], model_context: int) -> Settings:
     """The settings of the ring, complete but for `blocks`. Raises ConfigError when a daemon was told otherwise."""
     ours = ranks[0].settings
     for daemon in ranks[1:]:
-        _check(daemon, ours)
+        check_daemon(daemon, ours)
     for rank in ranks:
         if ours.backend == "nccl" and not rank.device.startswith("cuda"):
             raise ConfigError(
@@ -144,12 +149,14 @@ def agree(ranks: Sequence[Capabilities], model_context: int) -> Settings:
     return msgspec.structs.replace(ours, dtype=dtype, context=context, max_seqs=ours.max_seqs or DEFAULT_MAX_SEQS)
 
 
-def _check(daemon: Capabilities, ours: Settings) -> None:
+def check_daemon(daemon: Capabilities, ours: Settings) -> None:
+    """Raises ConfigError for a daemon that was started with another setting than rank 0, `ours`."""
     default = Settings()
+    who = f"rank {daemon.rank}" if daemon.rank >= 0 else "the rank that joins"
     for name in Settings.__struct_fields__:
         theirs, mine = getattr(daemon.settings, name), getattr(ours, name)
         if theirs not in (getattr(default, name), mine):
             raise ConfigError(
-                f"rank {daemon.rank} was started with {name} {theirs} and rank 0 with "
-                f"{'none given' if mine is None else mine}; leave it out on rank {daemon.rank}, or give both the same."
+                f"{who} was started with {name} {theirs} and rank 0 with "
+                f"{'none given' if mine is None else mine}; leave it out on {who}, or give both the same."
             )

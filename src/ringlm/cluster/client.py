@@ -30,6 +30,7 @@ from ringlm.cluster.messages import (
     Ping,
     Progress,
     Ready,
+    Recovering,
     Shutdown,
     Stats,
     Submit,
@@ -47,12 +48,14 @@ log = logging.getLogger("ringlm")
 class EngineClient:
     """The engine of rank 0, and of all local ranks, as child processes. Made by `start`.
 
-    Any thread may submit, cancel and close; one calls `next_event`. `stats` is the newest.
+    Any thread may submit, cancel and close; one calls `next_event`. `ready` and `stats` are the newest; `recovering` is
+    why the ring is being formed again, while it is.
     """
 
     def __init__(self, processes: list[subprocess.Popen[bytes]], channels: list[socket.socket]) -> None:
         self.ready: Ready
         self.stats: Stats | None = None
+        self.recovering: Recovering | None = None
         self._processes = processes
         self._sockets = channels
         self._channel: Channel[messages.ToFrontend] = Channel(channels[0], messages.ToFrontend)
@@ -117,6 +120,10 @@ class EngineClient:
                 return message
             if isinstance(message, Stats):
                 self.stats = message
+            elif isinstance(message, Recovering):
+                self.recovering = message
+            elif isinstance(message, Ready):
+                self.ready, self.recovering = message, None
 
     def close(self) -> None:
         """End every rank, by force after a while. Idempotent."""

@@ -1,7 +1,11 @@
-"""From an EngineSpec to a loaded model: open the files, join the ring, agree on settings, load this shard."""
+"""From an EngineSpec to a loaded model: open the files, agree with the other ranks on settings, load this shard.
+
+Knows no processes, and not how a ring forms.
+"""
 
 from __future__ import annotations
 
+import gc
 import logging
 import resource
 import sys
@@ -11,15 +15,17 @@ from typing import NamedTuple
 import msgspec
 import torch
 
-from ringlm.cluster.agreement import BITS, Capabilities, Refused, decide_together, fast_dtypes
+from ringlm.cluster.agreement import BITS, Agreement, Capabilities, Refused, decide_together, fast_dtypes
 from ringlm.cluster.cores import threads_for
 from ringlm.cluster.memory import Memory, host_memory
 from ringlm.cluster.messages import RankReport, Ready
+from ringlm.cluster.settings import Settings
 from ringlm.cluster.spec import EngineSpec
 from ringlm.engine.runner import Runner
 from ringlm.errors import ConfigError
+from ringlm.models.causal_lm import CausalLM
 from ringlm.models.loader import load_model
-from ringlm.parallel.communicator import Alone, Communicator
+from ringlm.parallel.communicator import Alone, Communicator, Relinked
 from ringlm.parallel.kernels.choice import processor
 from ringlm.ring import Ring, RingConfig
 from ringlm.weights.files import open_model
@@ -34,65 +40,108 @@ class Loaded(NamedTuple):
     max_seqs: int
     comm: Communicator
     ready: Ready
+    rejoin_timeout_s: float  # rank 0's
 
 
-def load(
-    spec: EngineSpec, join: Callable[[str], Ring], on_progress: Callable[[int, int], None] | None = None
-) -> Loaded:
-    """Load this rank's shard; returns once every rank has. `join` forms the ring, given the model's identity.
+class _Kept(NamedTuple):
+    """The model of the last ring, and what it was loaded for: the same again needs no loading."""
 
-    Raises ConfigError or ModelError where the ranks cannot agree or the model cannot be split.
-    """
-    torch.set_grad_enabled(False)
-    files = open_model(spec.model, spec.adapter)
-    device = pick_device(spec.device)
-    ring = join(files.identity) if spec.world_size > 1 else None
-    here = (0,) if ring is None else ring.here
-    if device.type == "cuda":
-        device = own_gpu(device, here.index(0 if ring is None else ring.rank))
-    threads = spec.threads or threads_for(len(here))
-    torch.set_num_threads(threads)
-    rank = 0 if ring is None else ring.rank
-    kinds = fast_dtypes(str(device), spec.settings.quant)
-    mine = Capabilities(rank, str(device), kinds, spec.settings, device_memory(device), _hardware(device))
-    agreement = decide_together(ring or Alone(), files, mine)
-    settings, plan = agreement.settings, agreement.plan
-    assert plan is not None
-    comm = _communicator(ring, settings.backend, device, spec.ring)
-    dtype = getattr(torch, settings.dtype)
-    assert settings.context is not None
-    assert settings.max_seqs is not None
-    assert settings.blocks is not None
-    model = load_model(
-        files,
-        plan,
-        comm.rank,
-        comm,
-        device=device,
-        dtype=dtype,
-        context=settings.context,
-        bits=BITS[settings.quant],
-        led=agreement.led,
-        progress=on_progress,
-    )
-    report = RankReport(str(device), threads, model.nbytes, peak_memory())
-    reports = comm.gather_bytes(msgspec.msgpack.encode(report))  # every rank has loaded
-    comm.broadcast_bytes(b"" if comm.rank == 0 else None)
-    log.info(
-        "rank %d of %d ready: %s, %s, %d threads, %.0f MB of weights",
-        comm.rank, comm.world_size, device, settings.dtype, threads, model.nbytes / 1e6,
-    )  # fmt: skip
-    ready = Ready(
-        model=files.name,
-        world_size=comm.world_size,
-        context=settings.context,
-        vocabulary=model.config.vocabulary,
-        eos_token_ids=list(model.config.eos_token_ids),
-        dtype=settings.dtype,
-        quant=settings.quant,
-        ranks=[msgspec.msgpack.decode(data, type=RankReport) for data in reports or ()],
-    )
-    return Loaded(Runner(model, model.new_cache(settings.blocks), comm), settings.max_seqs, comm, ready)
+    purpose: tuple[object, ...]
+    model: CausalLM
+    comm: Relinked
+
+
+class Loader:
+    """What one rank brings to ring after ring: its files, its device, its memory as it was before it loaded anything,
+    and the model that it has. Raises ConfigError and ModelError."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        torch.set_grad_enabled(False)
+        self.spec = spec
+        self.files = open_model(spec.model, spec.adapter)
+        self.device = pick_device(spec.device)
+        self._memory: Memory | None = None
+        self._kept: _Kept | None = None
+
+    def capabilities(self, rank: int, settings: Settings) -> Capabilities:
+        """What this rank can do, as rank 0 wants to know it."""
+        self._memory = self._memory or device_memory(self.device)
+        kinds = fast_dtypes(str(self.device), settings.quant)
+        return Capabilities(rank, str(self.device), kinds, settings, self._memory, _hardware(self.device))
+
+    def load(
+        self,
+        ring: Ring | None,
+        settings: Settings,
+        epoch: int = 0,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Loaded:
+        """Agree with the other ranks of `ring`, load this rank's shard unless it is loaded already, and return once
+        every rank has. Raises ConfigError or ModelError where the ranks cannot agree or the model cannot be split."""
+        spec, files = self.spec, self.files
+        here, rank = ((0,), 0) if ring is None else (ring.here, ring.rank)
+        if self.device.type == "cuda":
+            self.device = own_gpu(self.device, here.index(rank))
+        threads = spec.threads or threads_for(len(here))
+        torch.set_num_threads(threads)
+        mine = self.capabilities(rank, settings)
+        agreement = decide_together(ring or Alone(), files, mine, spec.rejoin_timeout_s)
+        settings, plan = agreement.settings, agreement.plan
+        assert plan is not None
+        comm = _communicator(ring, settings.backend, self.device, spec.ring)
+        assert settings.max_seqs is not None
+        assert settings.blocks is not None
+        model = self._model(comm, agreement, on_progress)
+        report = RankReport(str(self.device), threads, model.nbytes, peak_memory())
+        reports = comm.gather_bytes(msgspec.msgpack.encode(report))  # every rank has loaded
+        comm.broadcast_bytes(b"" if comm.rank == 0 else None)
+        log.info(
+            "rank %d of %d ready: %s, %s, %d threads, %.0f MB of weights",
+            comm.rank, comm.world_size, self.device, settings.dtype, threads, model.nbytes / 1e6,
+        )  # fmt: skip
+        ready = Ready(
+            model=files.name,
+            world_size=comm.world_size,
+            context=model.config.context,
+            vocabulary=model.config.vocabulary,
+            eos_token_ids=list(model.config.eos_token_ids),
+            dtype=settings.dtype,
+            quant=settings.quant,
+            ranks=[msgspec.msgpack.decode(data, type=RankReport) for data in reports or ()],
+            epoch=epoch,
+        )
+        runner = Runner(model, model.new_cache(settings.blocks), comm)
+        return Loaded(runner, settings.max_seqs, comm, ready, agreement.rejoin_timeout_s)
+
+    def _model(
+        self, comm: Communicator, agreement: Agreement, on_progress: Callable[[int, int], None] | None
+    ) -> CausalLM:
+        """This rank's part, with `comm` as its links: the one that it has, if that is what is wanted."""
+        settings, plan = agreement.settings, agreement.plan
+        assert plan is not None
+        assert settings.context is not None
+        shard, led = plan.ranks[comm.rank], agreement.led
+        purpose = comm.rank, comm.world_size, shard, settings.context, settings.dtype, settings.quant, led
+        if self._kept is not None and self._kept.purpose == purpose:
+            self._kept.comm.relink(comm)
+            return self._kept.model
+        self._kept = None
+        gc.collect()  # its memory is needed
+        links = Relinked(comm)
+        model = load_model(
+            self.files,
+            plan,
+            comm.rank,
+            links,
+            device=self.device,
+            dtype=getattr(torch, settings.dtype),
+            context=settings.context,
+            bits=BITS[settings.quant],
+            led=led,
+            progress=on_progress,
+        )
+        self._kept = _Kept(purpose, model, links)
+        return model
 
 
 def _communicator(ring: Ring | None, backend: str, device: torch.device, config: RingConfig | None) -> Communicator:

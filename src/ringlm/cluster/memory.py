@@ -84,11 +84,12 @@ def size(nbytes: int) -> str:
 
 
 def _pools(memory: Sequence[Memory]) -> list[tuple[list[int], int]]:
-    """The ranks that share one memory, and what is free there; each rank has looked at a moment of its own."""
+    """The ranks that share one memory, and what is free there before any of them has loaded anything: who joined later
+    has seen less, since others had."""
     pools: dict[str, list[int]] = {}
     for rank, one in enumerate(memory):
         pools.setdefault(one.pool, []).append(rank)
-    return [(ranks, min(memory[rank].free for rank in ranks)) for ranks in pools.values()]
+    return [(ranks, max(memory[rank].free for rank in ranks)) for ranks in pools.values()]
 
 
 def _group_limits() -> Iterator[int]:

@@ -1,7 +1,7 @@
 """What a frontend and its engine process say to each other over their socketpair.
 
 Frontend to engine: Submit, Embed, Cancel, Ping, Shutdown.
-Engine to frontend: Progress, Ready, Output, Embedding, Stats, Failed.
+Engine to frontend: Progress, Ready, Recovering, Output, Embedding, Stats, Failed.
 Each message is msgpack behind a 4-byte little-endian length (cluster/channel.py).
 """
 
@@ -42,7 +42,8 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """Start-up is going on. `stage` is 'connect' or 'load'; done of total bytes (0 of 0: unknown)."""
+    """Start-up is going on. `stage` is 'connect', 'load' or in words for whom it waits; done of total bytes (0 of 0:
+    unknown)."""
 
     stage: str
     done: int = 0
@@ -59,7 +60,7 @@ class RankReport(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """Every rank has loaded. What the frontend may promise from here on."""
+    """Every rank has loaded, for the first time or again. What the frontend may promise from here on."""
 
     model: str
     world_size: int
@@ -69,6 +70,15 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     dtype: str
     quant: str
     ranks: list[RankReport]
+    epoch: int = 0
+    recoveries: int = 0  # how often the ring was formed again
+
+
+class Recovering(msgspec.Struct, frozen=True, tag=True):
+    """The ring has ended because of `rank`, and is being formed again; Ready follows when it is, or Failed."""
+
+    rank: int
+    reason: str
 
 
 class Output(msgspec.Struct, frozen=True, tag=True):
@@ -120,6 +130,9 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     ring_s: float  # of it, within collectives
     forward_s: float  # of it, within forward passes, their collectives included
     links: list[LinkStats]
+    spares: int = 0  # that wait to take the place of a lost rank
+    recoveries: int = 0  # how often the ring was formed again
+    slow: dict[int, float] = {}  # by rank, who computes for how many times as long as the others
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -131,4 +144,4 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 ToEngine = Submit | Embed | Cancel | Ping | Shutdown
-ToFrontend = Progress | Ready | Output | Embedding | Stats | Failed
+ToFrontend = Progress | Ready | Recovering | Output | Embedding | Stats | Failed

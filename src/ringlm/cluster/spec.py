@@ -11,13 +11,16 @@ import sys
 import msgspec
 
 from ringlm.cluster.settings import Settings
+from ringlm.ring.address import Address
 from ringlm.ring.config import RingConfig
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One rank: its paths of model and adapter, its device, its place in a ring, and the shared settings it was given.
 
-    `ring` None with `local_ranks` n stands for n ranks on this machine. `name` is the model's in errors.
+    `ring` None with `local_ranks` n stands for n ranks on this machine. `awaits` n: this is rank 0, at whose port n - 1
+    others join. `join`: this rank joins there. `asked` is the model as its user named it.
+    `rejoin_timeout_s` is how long a lost rank is awaited; 0: it ends the others.
     """
 
     model: str
@@ -27,10 +30,19 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "auto"
     threads: int | None = None
     adapter: str | None = None
+    asked: str = ""
+    awaits: int | None = None
+    join: Address | None = None
+    rejoin_timeout_s: float = 0.0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0."""
+        return self.join is None and (self.ring is None or self.ring.rank == 0)
 
     @property
     def world_size(self) -> int:
-        return self.ring.world_size if self.ring is not None else self.local_ranks
+        return self.awaits or (self.ring.world_size if self.ring is not None else self.local_ranks)
 
 
 def command(spec: EngineSpec, channel_fd: int | None = None) -> tuple[list[str], int]:

@@ -1,8 +1,8 @@
-"""The engine process of one rank: connect, agree, load, then lead (rank 0) or follow.
+"""The engine process of one rank: connect, agree, load, then lead (rank 0) or follow; and again when a rank is lost.
 
     python -m ringlm.cluster.worker --spec FD [--channel FD]
 
-It ends when its frontend or launcher does, when rank 0 says so (status 0), or when a rank is lost
+It ends when its frontend or launcher does, when rank 0 says so (status 0), or when a rank is lost for good
 (status 1, which names it). Messages to a person go to stderr, one line each.
 """
 
@@ -12,210 +12,182 @@ import argparse
 import contextlib
 import logging
 import os
-import queue
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 
 import msgspec
 
 from ringlm import errors, logs
-from ringlm.cluster import messages, spec
+from ringlm.cluster import spec
 from ringlm.cluster.agreement import Refused
-from ringlm.cluster.channel import Channel, ChannelClosed
-from ringlm.cluster.loading import Loaded, load
-from ringlm.cluster.messages import (
-    Cancel,
-    Embed,
-    Embedding,
-    Failed,
-    LinkStats,
-    Output,
-    Progress,
-    Ready,
-    Shutdown,
-    Stats,
-    Submit,
-)
+from ringlm.cluster.channel import ChannelClosed
+from ringlm.cluster.leading import Leader
+from ringlm.cluster.loading import Loaded, Loader
+from ringlm.cluster.messages import Failed, Progress, Recovering
 from ringlm.cluster.parent import watch_parent
+from ringlm.cluster.seating import Seating
 from ringlm.cluster.spec import EngineSpec
-from ringlm.engine.embedding import Vector
-from ringlm.engine.engine import Engine
+from ringlm.cluster.upstream import Frontend
 from ringlm.engine.follower import follow
-from ringlm.engine.sequence import Delta
-from ringlm.errors import PeerError, QueueFullError, RequestError, RingLMError
+from ringlm.errors import ConnectError, PeerError, RingLMError
 from ringlm.parallel.communicator import Communicator
-from ringlm.ring import Heartbeat, Ring, RingConfig, connect
+from ringlm.ring import Heartbeat, Ring
 from ringlm.ring.collectives import last_words
 
-FRONTEND_SILENCE_S = 3.0
-_STATS_S = 1.0
-_IDLE_S = 0.5  # an idle rank 0 looks this often whether the ring still holds
+RECOVERIES = 3  # without progress between them: a token, or a ring that has held
+HELD_S = 60.0
 
 log = logging.getLogger("ringlm")
 
 
-class Frontend:
-    """Rank 0's line to the process that it works for: a thread receives, the engine's thread takes.
-
-    A daemon of the same parent has one too, by which it learns that the parent has ended.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._channel: Channel[messages.ToEngine] = Channel(socket.socket(fileno=fd), messages.ToEngine)
-        self.on_end: Callable[[], None] = lambda: None
-        self._inbox: queue.SimpleQueue[Submit | Embed | Cancel | Shutdown | None] = queue.SimpleQueue()
-        self._heard = time.monotonic()
-        threading.Thread(target=self._receive, name="ringlm-frontend", daemon=True).start()
-
-    def alive(self) -> bool:
-        """Whether the frontend has spoken lately; one that is stopped takes its ring's heartbeat with it."""
-        return time.monotonic() - self._heard < FRONTEND_SILENCE_S
-
-    def messages(self, wait_s: float) -> Iterator[Submit | Embed | Cancel | Shutdown]:
-        """What has arrived; waits up to `wait_s` for the first. Raises ChannelClosed at the frontend's end."""
-        with contextlib.suppress(queue.Empty):
-            message = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
-            while True:
-                if message is None:
-                    raise ChannelClosed
-                yield message
-                message = self._inbox.get_nowait()
-
-    def send(self, *messages: msgspec.Struct) -> None:
-        """In one write, if any. Raises ChannelClosed."""
-        if messages:
-            self._channel.send(*messages)
-
-    def _receive(self) -> None:
-        try:
-            while True:
-                message = self._channel.receive()
-                self._heard = time.monotonic()
-                if isinstance(message, Submit | Embed | Cancel | Shutdown):
-                    self._inbox.put(message)
-        except (ChannelClosed, msgspec.MsgspecError, UnicodeDecodeError):
-            self._inbox.put(None)
-            self.on_end()
-
-
 class Worker:
-    """One rank of a ring, from start to end."""
+    """One rank, from start to end, through as many rings as it takes."""
 
     def __init__(self, engine: EngineSpec, frontend: Frontend | None) -> None:
         self.spec = engine
         self.frontend = frontend
-        self.config = engine.ring or RingConfig()
+        self.leader: Leader | None = None
         self.ring: Ring | None = None
         self.comm: Communicator | None = None  # the ring, or what it was asked to leave its work to
-        self._stats_due = 0.0  # when to tell the figures again, while there is work
-        self._stepping = False  # whether `ring.sequence` should grow when no collective is under way
+        self._computed_s: Callable[[], float] = lambda: 0.0
+        self._following = False  # whether `ring.sequence` should grow when no collective is under way
+        self._unneeded: str | None = None  # why nobody wants this process any more
+        self._recoveries = self._vain = 0  # all, and those since there was progress
+        self._generated, self._since = 0, 0.0  # tokens at the last recovery, and when its ring was ready
 
     def run(self) -> None:
-        """Raises the RingLMError that ended the ring; returns when it ended in order."""
-        loaded = None
+        """Raises the RingLMError that ended the last ring; returns when it ended in order."""
+        if self.frontend is not None and self.spec.leads:
+            self.leader = Leader(self.frontend)
+            self.leader.tell(Progress("connect"))
+        elif self.frontend is not None:  # a daemon of the same parent has one to learn of the parent's end
+            self.frontend.on_end = lambda: self._end("its parent process ended")
+        watch_parent(lambda: self._end("its launcher ended"))
         try:
-            loaded = self._start()
-            self.comm = loaded.comm
-            if self.config.rank == 0:
-                self._lead(loaded)
-            else:
-                self._stepping = True  # a daemon that is not within a collective computes
-                follow(loaded.runner, loaded.comm)
-        except BaseException as error:
-            if self.ring is not None and not isinstance(error, PeerError | Refused):
-                self.ring.abort(last_words(error))
-            raise
-        finally:
-            if self.ring is not None:
-                self.ring.close()
+            with Seating(Loader(self.spec), lambda stage: self._show(Progress(stage))) as seating:
+                self._go_round(seating)
+        except SystemExit:
+            if self.leader is None or not self.leader.dismissed:
+                raise
 
-    def _start(self) -> Loaded:
-        self._tell(Progress("connect"))
+    def _go_round(self, seating: Seating) -> None:
+        """Ring after ring: form it, load, work, until one ends in order or cannot be followed by another."""
+        with self._paused():
+            self.ring = seating.first(self._heartbeat())
+        while True:
+            lost = None
+            try:
+                self._take_part(seating)
+                if self.spec.join is None:
+                    return
+            except PeerError as error:
+                lost = type(error)(str(error), error.rank)  # without the frames that hold what was loaded
+            except BaseException as error:
+                self._part(error)
+                raise
+            finally:
+                self._leave()
+            self._recover(seating, lost)
 
-        def join(fingerprint: str) -> Ring:
-            # Only rank 0's frontend speaks; a daemon learns of its parent's end from the channel's.
-            heartbeat = Heartbeat(self._progress)
-            if self.frontend is not None and self.config.rank == 0:
-                heartbeat = Heartbeat(self._progress, self.frontend.alive)
-            self.ring = connect(self.config, fingerprint=fingerprint, heartbeat=heartbeat)
-            watch_parent(lambda: self._orphaned("its launcher ended"))
-            if self.frontend is not None and self.config.rank != 0:
-                self.frontend.on_end = lambda: self._orphaned("its parent process ended")
-            return self.ring
+    def _take_part(self, seating: Seating) -> None:
+        with self._paused():
+            loaded = self._load(seating)
+        self._work(loaded, seating)
 
-        return load(self.spec, join, lambda done, total: self._tell(Progress("load", done, total)))
+    def _load(self, seating: Seating) -> Loaded:
+        loaded = seating.loader.load(
+            self.ring, seating.settings, seating.epoch, lambda done, total: self._show(Progress("load", done, total))
+        )
+        if self.ring is not None:
+            timeout_s = loaded.rejoin_timeout_s
+            if timeout_s and (self.ring.topology == "chain" or loaded.comm is not self.ring):
+                timeout_s = 0.0
+                if self.leader is not None:
+                    log.warning(
+                        "a lost rank will end this ring: it can be formed again only by --backend ring, and "
+                        "where all ranks reach rank 0 without others between."
+                    )
+            seating.formed(self.ring, timeout_s)
+        return loaded
+
+    def _work(self, loaded: Loaded, seating: Seating) -> None:
+        self.comm, self._since = loaded.comm, time.monotonic()
+        self._computed_s = lambda: loaded.runner.computed_s
+        ready = msgspec.structs.replace(loaded.ready, recoveries=self._recoveries)
+        if self.leader is not None:
+            self.leader.lead(loaded._replace(ready=ready), self.ring, seating.spares)
+        else:
+            self._following = True  # a daemon that is not within a collective computes
+            follow(loaded.runner, loaded.comm, epoch=ready.epoch)
+
+    def _recover(self, seating: Seating, lost: PeerError | None) -> None:
+        """Form the ring again after `lost` has ended it, or an orderly end. Raises it where that is no use."""
+        dismissed = self._unneeded is not None or (self.leader is not None and self.leader.dismissed)
+        if lost is not None and (dismissed or (not seating.rejoin_timeout_s and self.spec.join is None)):
+            raise lost
+        if self.leader is not None and lost is not None:
+            held = self.leader.generated > self._generated or time.monotonic() - self._since > HELD_S
+            self._vain = 1 if held else self._vain + 1
+            if self._vain > RECOVERIES:
+                raise lost
+            self._recoveries += 1
+            self._generated = self.leader.generated
+            self.leader.tell(Recovering(lost.rank, str(lost)))
+        why = "rank 0 has ended" if lost is None else str(lost).rstrip(".")
+        log.warning("%s. Waiting for the ring to be formed again.", why)
+        try:
+            with self._paused():
+                self.ring = seating.next(lost)
+        except ConnectError as error:
+            if lost is None:
+                raise
+            raise type(lost)(f"{why}. The ring was not formed again: {error}", lost.rank) from error
+
+    def _paused(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.leader is None else self.leader.waiting()
+
+    def _part(self, error: BaseException) -> None:
+        """Let the others know that this rank ends."""
+        if self.leader is not None and self.leader.dismissed:
+            self.leader.farewell()
+        elif self.ring is not None and not isinstance(error, Refused):
+            self.ring.abort(last_words(error))
+
+    def _leave(self) -> None:
+        self._following, self._computed_s = False, lambda: 0.0
+        ring, self.ring, self.comm = self.ring, None, None
+        if ring is not None:
+            ring.close()
+
+    def _heartbeat(self) -> Heartbeat:
+        # Only rank 0's frontend speaks; a daemon learns of its parent's end from the channel's.
+        if self.leader is not None and self.frontend is not None:
+            return Heartbeat(self._progress, self.frontend.alive, lambda: self._computed_s())
+        return Heartbeat(self._progress, computed_s=lambda: self._computed_s())
 
     def _progress(self) -> tuple[int, bool]:
         """For the heartbeat: a counter that grows while this rank works, and whether it should."""
         comm = self.comm or self.ring
         if comm is None:
             return 0, False
-        return comm.sequence, self._stepping and not comm.waiting
+        working = self._following or (self.leader is not None and self.leader.stepping)
+        return comm.sequence, working and not comm.waiting
 
-    def _orphaned(self, why: str) -> None:
+    def _show(self, progress: Progress) -> None:
+        if self.leader is not None:
+            self.leader.tell(progress)
+
+    def _end(self, why: str) -> None:
+        """Whoever started this process is gone. From any thread."""
+        self._unneeded = why
         if self.ring is not None:
             self.ring.abort(why)
-
-    def _lead(self, loaded: Loaded) -> None:
-        """Rank 0: hand requests to the engine, step while there is work, hand out what comes of it."""
-        frontend = self.frontend
-        assert frontend is not None
-        engine = Engine(loaded.runner, loaded.comm, max_seqs=loaded.max_seqs)
-        frontend.send(loaded.ready)
-        try:
-            while True:
-                for message in frontend.messages(0.0 if engine.has_work else _IDLE_S):
-                    if isinstance(message, Shutdown):
-                        engine.stop()
-                        return
-                    self._accept(engine, message)
-                if engine.has_work:
-                    self._stepping = True
-                    news = engine.step()
-                    self._stepping = False
-                    frontend.send(*self._stats(engine), *map(_told, news))
-                elif self.ring is not None:
-                    self.ring.check()
-        except ChannelClosed:
-            raise RingLMError("its frontend ended without a word.") from None
-
-    def _accept(self, engine: Engine, message: Submit | Embed | Cancel) -> None:
-        assert self.frontend is not None
-        if isinstance(message, Cancel):
-            delta = engine.cancel(message.id)
-            if delta is not None:
-                self.frontend.send(*self._stats(engine), Output(*delta))
-            return
-        try:
-            if isinstance(message, Embed):
-                engine.embed(message.id, message.prompt_tokens)
-            else:
-                engine.submit(message.id, message.prompt_tokens, message.params)
-        except RequestError as error:
-            self.frontend.send(Output(message.id, [], error=str(error), busy=isinstance(error, QueueFullError)))
-
-    def _stats(self, engine: Engine) -> list[Stats]:
-        """The engine's figures when they are to be told: every second while there is work, and once after it."""
-        now = time.monotonic()
-        if engine.has_work and now < self._stats_due:
-            return []
-        self._stats_due = now + _STATS_S
-        links = [] if self.ring is None else [LinkStats(*figures) for figures in self.ring.figures()]
-        return [Stats(*engine.figures, links)]
-
-    def _tell(self, message: Progress | Ready) -> None:
-        if self.frontend is not None and self.config.rank == 0:
-            self.frontend.send(message)
-
-
-def _told(news: Delta | Vector) -> Output | Embedding:
-    """What the frontend is told of it."""
-    return Embedding(news.id, news.values.tobytes()) if isinstance(news, Vector) else Output(*news)
+        else:  # wherever the main thread waits
+            signal.pthread_kill(int(threading.main_thread().ident or 0), signal.SIGTERM)
 
 
 def _report(error: BaseException, rank: int, frontend: Frontend | None) -> int:
@@ -255,7 +227,7 @@ def main() -> int:
     frontend = Frontend(arguments.channel) if arguments.channel is not None else None
     worker = Worker(engine, frontend)
     try:
-        logs.inherit(rank)
+        logs.inherit(rank if engine.join is None else None)
         worker.run()
     except BaseException as error:  # noqa: BLE001 - the last place; every kind is reported
         status = _report(error, rank, frontend)

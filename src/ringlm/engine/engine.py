@@ -36,21 +36,20 @@ class Engine:
         token_budget: int = TOKEN_BUDGET,
         epoch: int = 0,
     ) -> None:
-        config, cache = runner.model.config, runner.cache
-        assert cache.positions >= config.context, "a sequence that runs alone could not grow"
-        self.runner = runner
-        self.comm = comm
+        config = runner.model.config
+        self._ring_s = 0.0  # within the collectives of earlier communicators
+        self._forward_s = 0.0
+        self._stopped = False
+        self._link(runner, comm)
         self.limits = Limits(config.context, config.vocabulary, frozenset(config.eos_token_ids))
         self.scheduler = Scheduler(
             max_seqs=max_seqs,
-            allocator=BlockAllocator(cache.blocks, cache.block),
+            allocator=self._allocator(),
             token_budget=max(token_budget, max_seqs),
             clock=self._clock,
             max_waiting=max_waiting,
             epoch=epoch,
         )
-        self._forward_s = 0.0
-        self._stopped = False
 
     @property
     def has_work(self) -> bool:
@@ -85,15 +84,35 @@ class Engine:
         self._forward_s += time.perf_counter() - begun
         return self.scheduler.commit(work, sample(logits, work.sampled), embed(states, work.embedded))
 
+    def pause(self) -> None:
+        """The runner and its communicator are gone: nothing steps until `resume`. Requests keep what they have, and may
+        be submitted and canceled meanwhile."""
+        self.scheduler.pause()
+        del self.runner  # the next one needs the memory of its cache
+
+    def resume(self, runner: Runner, comm: Communicator, *, epoch: int) -> None:
+        """Go on, in another `epoch`, with a runner of the same model whose cache is empty: every request computes its
+        prompt and its tokens so far again, and gets the same ones as it would have without a pause."""
+        self._ring_s += self.comm.seconds
+        self._link(runner, comm)
+        self.scheduler.resume(self._allocator(), epoch)
+
     def stop(self) -> None:
         """Tell the other ranks that there are no more steps. A second call does nothing."""
         if not self._stopped:
             self._stopped = True
             self._tell(self.scheduler.stop())
 
+    def _link(self, runner: Runner, comm: Communicator) -> None:
+        assert runner.cache.positions >= runner.model.config.context, "a sequence that runs alone could not grow"
+        self.runner, self.comm = runner, comm
+
+    def _allocator(self) -> BlockAllocator:
+        return BlockAllocator(self.runner.cache.blocks, self.runner.cache.block)
+
     def _tell(self, message: Message) -> None:
         if self.comm.world_size > 1:
             self.comm.broadcast_bytes(encode(message))
 
     def _clock(self) -> Moment:
-        return Moment(time.perf_counter(), getattr(self.comm, "seconds", 0.0), self._forward_s)
+        return Moment(time.perf_counter(), self._ring_s + self.comm.seconds, self._forward_s)

@@ -3,6 +3,7 @@ requests, and not who sent the message."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,15 +33,20 @@ class Runner:
         self.model = model
         self.cache = cache
         self.comm = comm
+        self.computed_s = 0.0  # within steps, and outside of collectives
 
     def run(self, message: StepMessage, rows: Sequence[int] = ()) -> Found:
         """Run the step; on rank 0 `rows` of its tokens, laid end to end, are those whose hidden states are asked for.
         Other ranks find nothing."""
+        begun_s = time.perf_counter() - self.comm.seconds
         batch = batch_of(message, self.model.device)
         if not rows:
-            return Found(self._gather(message, self.model.forward(batch, self.cache)), None)
-        local, states = self.model.forward_states(batch, self.cache, rows)
-        return Found(self._gather(message, local), states.cpu().numpy())
+            found = Found(self._gather(message, self.model.forward(batch, self.cache)), None)
+        else:
+            local, states = self.model.forward_states(batch, self.cache, rows)
+            found = Found(self._gather(message, local), states.cpu().numpy())
+        self.computed_s += time.perf_counter() - self.comm.seconds - begun_s
+        return found
 
     def _gather(self, message: StepMessage, local: Tensor) -> Logits | None:
         """On rank 0 what all ranks' `local` (wanted, this rank's vocabulary rows) are together."""

@@ -79,6 +79,7 @@ class Scheduler:
         self.max_waiting = max_waiting
         self.epoch = epoch
         self.step = 0
+        self._steps = 0  # of earlier epochs
         self._clock = clock
         self._pace = Pace()
         self._waiting: deque[Sequence] = deque()
@@ -100,7 +101,7 @@ class Scheduler:
             blocks=self.allocator.count,
             blocks_in_use=self.allocator.count - free,
             blocks_cached=idle,
-            steps=self.step,
+            steps=self._steps + self.step,
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             generated_tokens=self._generated_tokens,
@@ -177,6 +178,20 @@ class Scheduler:
             self._remove(sequence)
             news.append(sequence.ended(now, [], error=str(vector)) if isinstance(vector, RequestError) else vector)
         return news
+
+    def pause(self) -> None:
+        """The cache is lost: all that run begin again from their tokens so far, in order and before those that wait."""
+        for sequence in reversed(self._running):
+            sequence.blocks = []
+            self._waiting.appendleft(sequence)
+        self._running.clear()
+
+    def resume(self, allocator: BlockAllocator, epoch: int) -> None:
+        """Go on after `pause` with an empty cache, in another epoch."""
+        self.allocator = allocator
+        self._steps += self.step
+        self.epoch, self.step = epoch, 0
+        self._pace = Pace()
 
     def stop(self) -> StopMessage:
         """The message after the last step."""

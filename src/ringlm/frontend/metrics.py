@@ -141,6 +141,8 @@ class _Engine(Collector):
         yield CounterMetricFamily(
             "ringlm_forward_seconds", "Time of steps within forward passes, on rank 0.", stats.forward_s
         )
+        yield CounterMetricFamily("ringlm_recoveries", "How often the ring was formed again.", stats.recoveries)
+        yield GaugeMetricFamily("ringlm_spares", "Ranks that wait to take the place of a lost one.", stats.spares)
         nbytes = CounterMetricFamily(
             "ringlm_link_bytes", "Payload between rank 0 and another rank.", labels=["rank", "direction"]
         )

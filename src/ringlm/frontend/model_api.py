@@ -30,6 +30,7 @@ class ModelApi:
         split: Sequence[float] | None = None,
         chat_template: str | Path | None = None,
         adapter: str | Path | None = None,
+        rejoin_timeout: float = 0.0,
     ) -> None:
         self._started: Session | None = None
         self._begin(
@@ -45,6 +46,7 @@ class ModelApi:
                 context=context,
                 split=split,
                 adapter=adapter,
+                rejoin_timeout_s=rejoin_timeout,
             )
         )
 

@@ -20,7 +20,8 @@ from ringlm.cluster.spec import EngineSpec
 from ringlm.errors import ConfigError
 from ringlm.frontend.model import Model, resolve
 from ringlm.frontend.settings import engine_spec, ring_from_env
-from ringlm.ring.config import Node, RingConfig, load_cluster_file, parse_nodes, read_secret
+from ringlm.ring.address import parse_port
+from ringlm.ring.config import DEFAULT_PORT, Node, RingConfig, load_cluster_file, parse_nodes, read_secret
 
 _ENGINE: Any = {"rich_help_panel": "Engine"}
 _RING: Any = {"rich_help_panel": "Ring"}
@@ -78,13 +79,29 @@ class EngineOptions:
         str | None,
         typer.Option(metavar="on|auth|off", help="Encrypt links, or only authenticate what they carry.", **_RING),
     ] = None
+    rejoin_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            min=0,
+            help="How long rank 0 waits for a lost rank, and requests with it; 0: they end. serve: 30, else 0.",
+            **_RING,
+        ),
+    ] = None
 
-    def resolve(self) -> tuple[Model, EngineSpec]:
-        """The model's files and the specification of this rank. Raises ConfigError and ModelError."""
+    def resolve(self, awaits: int | None = None, rejoin_timeout_s: float = 0.0) -> tuple[Model, EngineSpec]:
+        """The model's files and the specification of this rank: of rank 0, at whose port others join, where there are
+        to be `awaits` ranks and no ring is described. Raises ConfigError and ModelError."""
         if self.format not in (None, "plain", "gguf"):
             raise ConfigError(f"'{self.format}' is neither plain nor gguf; a model is given with -m MODEL.")
         nodes = self._nodes()
         ring = self._ring(nodes)
+        if awaits is not None and ring is not None and ring.world_size != awaits:
+            raise ConfigError(
+                f"--world-size is {awaits}, but the ring that is described has {ring.world_size} ranks; leave one out."
+            )
+        if ring is not None or awaits == 1:
+            awaits = None
         node = nodes[ring.rank] if nodes and ring is not None else None
         name = self.model or (node.model if node else None)
         if not name:
@@ -93,7 +110,10 @@ class EngineOptions:
         model = resolve(name, self.format)
         spec = engine_spec(
             model,
-            ring=ring,
+            ring=self.lone_ring() if awaits else ring,
+            awaits=awaits,
+            rejoin_timeout_s=rejoin_timeout_s if self.rejoin_timeout is None else self.rejoin_timeout,
+            asked=name,
             backend=self.backend,
             device=self.device or (node.device if node else None) or "auto",
             dtype=self.dtype,
@@ -105,6 +125,15 @@ class EngineOptions:
             adapter=self.adapter,
         )
         return model, spec
+
+    def lone_ring(self) -> RingConfig:
+        """Of a rank that knows no other yet: where it listens, and its secret."""
+        port = os.environ.get("RING_PORT")
+        return RingConfig(
+            port=parse_port(port, "RING_PORT") if port else DEFAULT_PORT,
+            secret=read_secret(os.environ, self.secret_file),
+            interface=self.interface or os.environ.get("RING_INTERFACE"),
+        )
 
     def _nodes(self) -> tuple[Node, ...]:
         if self.nodes is not None and self.config is not None:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ringlm.cluster.messages import Embedding, Output, Progress, Ready, Stats
+from ringlm.cluster.messages import Embedding, Output, Progress, Ready, Recovering, Stats
 from ringlm.engine.request import SamplingParams, TokenLogprob
 from ringlm.errors import ModelError, RequestError, RingLMError
 from ringlm.frontend.answer import Logprob
@@ -68,8 +68,13 @@ class Session:
 
     @property
     def ready(self) -> Ready:
-        """What the engine said when it was ready: world size, context, devices."""
+        """What the engine said when it was ready, the last time: world size, context, devices."""
         return self._engine.ready
+
+    @property
+    def recovering(self) -> Recovering | None:
+        """Why the ring is being formed again, while it is; requests go on then."""
+        return self._engine.recovering
 
     @property
     def failure(self) -> RingLMError | None:

@@ -11,6 +11,7 @@ from ringlm.cluster.settings import Settings
 from ringlm.cluster.spec import EngineSpec
 from ringlm.errors import ConfigError
 from ringlm.frontend.model import Model
+from ringlm.ring.address import Address
 from ringlm.ring.config import RingConfig
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -30,10 +31,17 @@ def engine_spec(
     max_seqs: int | None = None,
     threads: int | None = None,
     adapter: str | Path | None = None,
+    awaits: int | None = None,
+    join: Address | None = None,
+    rejoin_timeout_s: float = 0.0,
+    asked: str = "",
 ) -> EngineSpec:
-    """The specification of this rank's engine, or of `local_ranks` on this machine. Raises ConfigError."""
+    """The specification of this rank's engine, or of `local_ranks` on this machine; see EngineSpec. Raises
+    ConfigError."""
     if not _DEVICE.fullmatch(device):
         raise ConfigError(f"--device {device} is not known; choose auto, cpu, cuda or mps.")
+    if rejoin_timeout_s < 0:
+        raise ConfigError(f"rejoin_timeout is {rejoin_timeout_s}; it must be 0 or more.")
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads is {threads}; it must be 1 or more.")
     settings = Settings(
@@ -53,6 +61,10 @@ def engine_spec(
         device=device,
         threads=threads,
         adapter=None if adapter is None else str(Path(adapter).expanduser().absolute()),
+        awaits=awaits,
+        join=join,
+        rejoin_timeout_s=rejoin_timeout_s,
+        asked=asked,
     )
     if settings.split is not None and len(settings.split) != spec.world_size:
         raise ConfigError(

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from ringlm.cluster.messages import Embedding, Output, Ready, Stats
+from ringlm.cluster.messages import Embedding, Output, Ready, Recovering, Stats
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import QueueFullError, RequestError, RingLMError, unforeseen
 
@@ -24,6 +24,7 @@ class Engine(Protocol):
 
     ready: Ready
     stats: Stats | None
+    recovering: Recovering | None
 
     def submit(self, prompt_tokens: list[int], params: SamplingParams) -> int: ...
     def embed(self, prompt_tokens: list[int]) -> int: ...

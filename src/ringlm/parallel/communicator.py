@@ -56,6 +56,33 @@ class Communicator(Protocol):
         ...
 
 
+class Relinked:
+    """Another Communicator, which may be replaced by one of the same rank and world size: what a model holds, that
+    outlives the ring it was loaded for. Its methods are the other's own, so they cost nothing more."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self.relink(comm)
+
+    def relink(self, comm: Communicator) -> None:
+        """Be `comm` from here on."""
+        self._comm = comm
+        self.rank, self.world_size = comm.rank, comm.world_size
+        self.all_reduce, self.broadcast_bytes = comm.all_reduce, comm.broadcast_bytes
+        self.gather_bytes, self.gather, self.close = comm.gather_bytes, comm.gather, comm.close
+
+    @property
+    def seconds(self) -> float:
+        return self._comm.seconds
+
+    @property
+    def sequence(self) -> int:
+        return self._comm.sequence
+
+    @property
+    def waiting(self) -> bool:
+        return self._comm.waiting
+
+
 class Alone:
     """The Communicator of a world of one: every collective is the identity, without a copy."""
 

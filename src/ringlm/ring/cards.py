@@ -6,12 +6,14 @@ between neighbours is needed, and those not between the last rank and the first.
 
 from __future__ import annotations
 
+import socket
 from typing import Annotated, Any
 
 import msgspec
 
 from ringlm.errors import ConnectError
 from ringlm.ring.address import Address, is_loopback
+from ringlm.ring.handshake import Place
 from ringlm.ring.seal import Connection
 from ringlm.ring.sockets import receive_message, send_message
 
@@ -24,11 +26,9 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     """What a rank tells the others of itself, and by which address it reached its right neighbour."""
 
     rank: int
-    hosts: list[str]
-    port: Port
+    place: Place
     right: tuple[str, Port]
     machine: str
-    network: str
 
 
 class Chain:
@@ -53,10 +53,7 @@ class Chain:
             if self._left is not None:
                 send_message(self._left, msgspec.msgpack.encode(known), self._deadline)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ConnectError(
-                f"a neighbour of rank {self._rank} left while the ring was being formed ({error}); see its own "
-                "message, and start all ranks again."
-            ) from None
+            raise ConnectError(left_early(self._rank, str(error))) from None
         return known
 
     def _receive(self, neighbour: Connection, count: int, kind: type[Any]) -> list[Any]:
@@ -67,16 +64,29 @@ class Chain:
         return values
 
 
+def left_early(rank: int, why: str) -> str:
+    """What to say of a neighbour of `rank` that is gone before the ring is there."""
+    return (
+        f"a neighbour of rank {rank} left while the ring was being formed ({why}); see its own message, and start all "
+        "ranks again."
+    )
+
+
 def reach(cards: list[Card], peer: int, rank: int) -> list[Address]:
     """Where `rank` can try to reach `peer`, the likeliest first: as its left neighbour did, then at the
     addresses of its machine; loopback, and addresses that this machine has too, only from the same one."""
-    left, card, network = cards[(peer - 1) % len(cards)], cards[peer], cards[rank].network
-    addresses = [Address(*left.right)] if left.network == network or not is_loopback(left.right[0]) else []
-    for neighbour in (card, *cards):
-        if neighbour.network == card.network:
-            addresses += [
-                Address(host, card.port)
-                for host in neighbour.hosts
-                if card.network == network or not (is_loopback(host) or host in cards[rank].hosts)
-            ]
+    left, card, here = cards[(peer - 1) % len(cards)], cards[peer].place, cards[rank].place
+    addresses = [Address(*left.right)] if left.place.network == here.network or not is_loopback(left.right[0]) else []
+    for beside in (card, *(one.place for one in cards if one.place.network == card.network)):
+        found = Place(beside.hosts, card.port, card.network).addresses(here.network)
+        addresses += [one for one in found if card.network == here.network or one.host not in here.hosts]
     return list(dict.fromkeys(addresses)) or [Address(*left.right)]
+
+
+def reached(link: socket.socket, addresses: list[Address]) -> Address:
+    """By which of its addresses a rank was reached."""
+    if len(addresses) == 1:
+        return addresses[0]
+    if link.family == socket.AF_UNIX:
+        return Address("127.0.0.1", addresses[0].port)
+    return Address(*link.getpeername()[:2])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import selectors
 import socket
@@ -21,22 +22,27 @@ import msgspec
 
 from ringlm.errors import CollectiveTimeoutError, DesyncError, PeerError, PeerLostError
 from ringlm.ring import wire
+from ringlm.ring.pace import Paces
 from ringlm.ring.seal import Connection, overhead, pack, unpack
 
 MAX_CONTROL_BYTES = 8192
 _GRACE_S = 2.0
 
+log = logging.getLogger("ringlm.ring")
+
 
 class Beat(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
     """Alive. `progress` counts steps; `busy`: computing, so the count should grow; `call` is that of
     the collective this rank is in, or empty. `clock` is the sender's, in seconds, and `echo` the receiver's, as the
-    sender knows it by the last beat from there: what that clock is ahead of it is the round trip."""
+    sender knows it by the last beat from there: what that clock is ahead of it is the round trip. `computed` adds up
+    the seconds that steps took outside of collectives."""
 
     progress: int
     busy: bool
     call: Annotated[bytes, msgspec.Meta(max_length=wire.CALL_BYTES)] = b""
     clock: float = 0.0
     echo: float | None = None
+    computed: float = 0.0
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -62,11 +68,13 @@ _KINDS: dict[str, type[PeerError]] = {
 @dataclasses.dataclass(frozen=True)
 class Heartbeat:
     """How liveness is judged. `progress` returns the counter and whether this rank is computing;
-    `alive` may hold the beat back (the frontend of this rank has stopped). A peer is lost when it is
+    `alive` may hold the beat back (the frontend of this rank has stopped); `computed_s` adds up what steps took outside
+    of collectives. A peer is lost when it is
     silent for `silence_s`, or when it computes and its counter stands still for `stall_s`."""
 
     progress: Callable[[], tuple[int, bool]] = lambda: (0, False)
     alive: Callable[[], bool] = lambda: True
+    computed_s: Callable[[], float] = lambda: 0.0
     interval_s: float = 1.0
     silence_s: float = 5.0
     stall_s: float = 60.0
@@ -108,6 +116,8 @@ class ControlPlane:
     ) -> None:
         self.rank = rank
         self.failure: PeerError | None = None
+        self.slow: dict[int, float] = {}  # on rank 0: who computes how many times as long as the others
+        self._paces = Paces()
         self._names = names
         self._heartbeat = heartbeat
         now = time.monotonic()
@@ -222,11 +232,24 @@ class ControlPlane:
     def _beat(self) -> None:
         if self._heartbeat.alive():
             progress, busy = self._heartbeat.progress()
-            call, clock = self._call(), time.monotonic()
+            computed_s, call, clock = self._heartbeat.computed_s(), self._call(), time.monotonic()
+            self._observe(self.rank, clock, progress, computed_s)
             with self._lock:
                 for peer in self._peers.values():
                     echo = None if peer.offset is None else clock + peer.offset
-                    self._send(peer, Beat(progress, busy, call, clock, echo))
+                    self._send(peer, Beat(progress, busy, call, clock, echo, computed_s))
+
+    def _observe(self, rank: int, at_s: float, progress: int, computed_s: float) -> None:
+        """Rank 0 notices which rank all others wait for, and says so when that changes."""
+        if self.rank != 0:
+            return
+        self._paces.observe(rank, at_s, progress, computed_s)
+        before, self.slow = self.slow, self._paces.slow()
+        for slow in self.slow.keys() - before.keys():
+            log.warning(
+                "%s is slow: it computes %.1f times as long as the others, which wait for it; give it less by --split, "
+                "or end what else runs there.", self._names[slow], self.slow[slow],
+            )  # fmt: skip
 
     def _judge(self, now: float) -> None:
         """Fail because of the first peer that is silent or stuck, or because all wait for each other."""
@@ -292,6 +315,7 @@ class ControlPlane:
         if isinstance(message, Beat):
             if message.progress != peer.progress or not message.busy:
                 peer.progress, peer.moved = message.progress, peer.heard
+            self._observe(peer.rank, peer.heard, message.progress, message.computed)
             peer.call = message.call
             peer.offset = message.clock - peer.heard
             if message.echo is not None:

@@ -9,12 +9,13 @@ neighbour's address comes from a torch TCPStore at the master, as torchrun runs 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -28,11 +29,12 @@ from ringlm.ring.address import (
     machine_id,
     network_id,
 )
+from ringlm.ring.admission import Admission
 from ringlm.ring.algorithms import Limits
-from ringlm.ring.cards import Card, Chain, Port, reach
+from ringlm.ring.cards import Card, Chain, Port, reach, reached
 from ringlm.ring.config import RingConfig
 from ringlm.ring.control import ControlPlane, Heartbeat
-from ringlm.ring.handshake import Handshake, Hello, RefusedError, Terms, differing, initiate
+from ringlm.ring.handshake import Handshake, Hello, Place, RefusedError, Terms, initiate
 from ringlm.ring.link import Link
 from ringlm.ring.listener import Listener
 from ringlm.ring.relay import Relays
@@ -53,58 +55,82 @@ def connect(
     heartbeat: Heartbeat | None = None,
     segment_bytes: int = SEGMENT_BYTES,
     direct_bytes: int = Limits().direct,
+    listener: Listener | None = None,
+    epoch: int = 0,
+    right: Sequence[Address] = (),
 ) -> Ring:
     """Form the ring that `config` describes; returns once this rank has all its links.
 
     Ranks refuse each other whose non-empty `fingerprint`, "label:field=value,field=value", differ in a field. With a
     `heartbeat` collectives have no deadline of their own and fail when a peer does; without one they fail after
     `config.timeout_s`.
-    `segment_bytes` (a multiple of 16) and `direct_bytes` are the same on every rank. Raises ConfigError,
-    ConnectError or AuthenticationError.
+    `segment_bytes` (a multiple of 16) and `direct_bytes` are the same on every rank. A `listener` is its caller's, and
+    outlives the ring; rings that follow each other on it have `epoch`s that grow, and ranks of unequal ones refuse each
+    other. `right` are addresses of the right neighbour, in place of `config`'s. Raises ConfigError, ConnectError or
+    AuthenticationError.
     """
     if config.world_size == 1:
         return Ring(0, 1, [])
-    sockets = listen(config.port, beyond_loopback=config.secret is not None, interface=config.interface)
-    forming = _Forming(config, fingerprint, sockets)
+    own = None if listener is not None else open_listener(config)
+    forming = _Forming(config, fingerprint, listener or own, epoch, right)  # type: ignore[arg-type]
     try:
-        return forming.run(heartbeat, segment_bytes, direct_bytes)
+        return forming.run(heartbeat, segment_bytes, direct_bytes, own)
     except BaseException as error:
+        # What a thread has met ends the links of this one, and is the better account.
+        cause = forming.admission.failure if isinstance(error, ConnectError) else None
         try:
-            if isinstance(error, AuthenticationError | RefusedError):
+            told = cause or error
+            if isinstance(told, AuthenticationError | RefusedError) and getattr(told, "join", None) is None:
                 time.sleep(_LINGER_S)  # who dials this rank next learns why, instead of dialling a closed port
         finally:
             forming.discard()
+            if own is not None:
+                own.close()
+        if cause is not None:
+            raise cause from error
         raise
+
+
+def open_listener(config: RingConfig) -> Listener:
+    """Listen where `config` says. Raises ConfigError."""
+    sockets = listen(config.port, beyond_loopback=config.secret is not None, interface=config.interface)
+    return Listener(sockets, Terms(config.secret, config.seal))
 
 
 class _Forming:
     """The links of a ring that is not complete yet."""
 
-    def __init__(self, config: RingConfig, fingerprint: str, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, config: RingConfig, fingerprint: str, listener: Listener, epoch: int, right: Sequence[Address]
+    ) -> None:
         self.config = config
         self.fingerprint = fingerprint
+        self.epoch = epoch
+        self.right = list(right)
         self.deadline = time.monotonic() + config.connect_timeout_s
         self.opened: list[socket.socket] = []
         self.cards: list[Card] = []
         self.informed = threading.Event()  # the cards are here
         self.relayed: set[int] = set()  # ranks that this one reached by way of others
         self.relays = Relays()
-        self.listener = Listener(sockets, config.rank, Terms(config.secret, config.seal), self._admit, self._relay)
+        self.port = listener.port
+        self.admission = Admission(config, epoch, fingerprint, listener.port, self._relay, self._shut)
+        listener.door = self.admission
 
-    def run(self, heartbeat: Heartbeat | None, segment_bytes: int, direct_bytes: int) -> Ring:
+    def run(self, heartbeat: Heartbeat | None, segment_bytes: int, direct_bytes: int, own: Listener | None) -> Ring:
         config = self.config
         rank, world_size, last = config.rank, config.world_size, config.world_size - 1
-        address = config.right or self._from_store()
+        right_at = self.right or [config.right or self._from_store()]
         # The last rank's right neighbour may be out of reach, so it is dialled in the background.
         first_try = None
         if rank == last:
-            first_try = _InBackground(partial(self._dial, "ring", 0, [address]), self.listener.fail)
-        right = None if rank == last else self._dial("ring", rank + 1, [address])
-        left = self._take("ring", rank - 1) if rank > 0 else None
+            first_try = _InBackground(partial(self._dial, "ring", 0, right_at), self.admission.fail)
+        right = None if rank == last else self._dial("ring", rank + 1, right_at)
+        left = self._take("ring", rank - 1, right) if rank > 0 else None
         while left is not None and rank == last and not spoken(left.sock, self.deadline):
             left = self._take("ring", rank - 1)  # it was ended before all were here, and may be started again
         chain = Chain(rank, world_size, left, right, self.deadline)
-        cards = self.cards = chain.share(self._card(left, right, address), Card)
+        cards = self.cards = chain.share(self._card(left, right, right_at), Card)
         if [card.rank for card in cards] != list(range(world_size)):
             raise ConnectError(f"the ring is not one ring of {world_size} ranks; check every RING_RIGHT.")
         self.informed.set()
@@ -137,8 +163,8 @@ class _Forming:
                 control[rank - 1] = self._open("control", rank - 1)
             if 0 < rank < last:
                 control[rank + 1] = self._take("control", rank + 1)
-        self.listener.complete = True
-        return self._ring(links, control, pairs, heartbeat, segment_bytes, direct_bytes)
+        self.admission.complete = True
+        return self._ring(links, control, pairs, heartbeat, segment_bytes, direct_bytes, own)
 
     def _ring(
         self,
@@ -148,6 +174,7 @@ class _Forming:
         heartbeat: Heartbeat | None,
         segment_bytes: int,
         direct_bytes: int,
+        own: Listener | None,
     ) -> Ring:
         config, cards, rank = self.config, self.cards, self.config.rank
         names = [f"rank {card.rank} ({reach(cards, card.rank, rank)[0]})" for card in cards]
@@ -160,54 +187,34 @@ class _Forming:
             config.world_size,
             [Link(connection, peer, names[peer]) for peer, connection in links.items()],
             control=ControlPlane(rank, control, names, beat, self.deadline - time.monotonic(), far),
-            listener=self.listener,
+            door=self.admission,
+            listener=own,
             relays=self.relays,
             timeout_s=config.timeout_s if heartbeat is None else math.inf,
             here=[card.rank for card in cards if card.machine == cards[rank].machine],
+            first=cards[0].place,
             relayed=relayed,
+            epoch=self.epoch,
             segment_bytes=segment_bytes,
             limits=Limits(direct_bytes, segment_bytes),
         )
 
+    def _shut(self) -> None:
+        """Wake whoever waits on a link that is open already."""
+        for sock in list(self.opened):
+            with contextlib.suppress(OSError):  # its peer was first
+                sock.shutdown(socket.SHUT_RDWR)
+
     def discard(self) -> None:
         """Close everything: the ring will not be formed."""
-        self.listener.close()
+        self.admission.close()
         for sock in self.opened:
             sock.close()
         self.relays.close()
 
-    def _admit(self, hello: Hello) -> None:
-        """Refuse a dialler that does not belong in this ring."""
-        config = self.config
-        if hello.world_size != config.world_size:
-            raise RefusedError(
-                f"rank {hello.rank} was started with world size {hello.world_size}, "
-                f"rank {config.rank} with {config.world_size}."
-            )
-        if hello.to != config.rank:
-            raise RefusedError(
-                f"rank {hello.rank} looked for rank {hello.to}, but this port is rank {config.rank}'s; "
-                "check the ports and the rank numbers."
-            )
-        if not 0 <= hello.rank < config.world_size or hello.rank == config.rank:
-            raise RefusedError(f"this port is rank {hello.rank}'s; give every rank a number of its own.")
-        onward = hello.purpose == "relay" and 0 <= hello.beyond < config.world_size and hello.beyond != config.rank
-        if hello.purpose not in ("ring", "mesh", "control") and not onward:
-            raise RefusedError(f"links for {hello.purpose!r} are not known here.")
-        if hello.purpose == "ring" and hello.rank != (config.rank - 1) % config.world_size:
-            raise RefusedError(f"rank {hello.rank} is not the left neighbour of rank {config.rank}; check RING_RIGHT.")
-        if hello.epoch != 0:
-            raise RefusedError(f"rank {hello.rank} is in epoch {hello.epoch}, this ring in epoch 0.")
-        if hello.fingerprint and self.fingerprint and (fields := differing(hello.fingerprint, self.fingerprint)):
-            theirs, ours = (text.rpartition(":")[0] for text in (hello.fingerprint, self.fingerprint))
-            raise RefusedError(
-                f"rank {hello.rank} has the model {theirs} and rank {config.rank} {ours}, whose {' and '.join(fields)} "
-                "differ; every rank needs the same model, under any name: copy its files, or mend -m or --adapter."
-            )
-
     def _hello(self, purpose: str, to: int, beyond: int = -1) -> Hello:
         config = self.config
-        return Hello(purpose, config.rank, to, config.world_size, 0, self.fingerprint, beyond, config.seal)
+        return Hello(purpose, config.rank, to, config.world_size, self.epoch, self.fingerprint, beyond, config.seal)
 
     def _dial(
         self,
@@ -238,6 +245,7 @@ class _Forming:
             return agreed
 
         source = interface_address(config.interface) if config.interface else None
+        unwanted = unwanted or self.admission.failed
         found = dial(addresses, handshake, f"rank {peer}", self.deadline, source=source, tries=tries, unwanted=unwanted)
         self.opened.append(found.sock)
         return found
@@ -270,24 +278,15 @@ class _Forming:
 
         self.relays.open(sock, onward)
 
-    def _take(self, purpose: str, peer: int) -> Connection:
-        found = self.listener.take(purpose, peer, self.deadline)
+    def _take(self, purpose: str, peer: int, beside: Connection | None = None) -> Connection:
+        found = self.admission.take(purpose, peer, self.deadline, None if beside is None else beside.sock)
         self.opened.append(found.sock)
         return found
 
-    def _card(self, left: Connection | None, right: Connection | None, address: Address) -> Card:
-        config = self.config
-        hosts = {own_host(connection.sock) for connection in (left, right) if connection is not None}
-        if config.interface is None and config.secret is not None:
-            hosts |= set(local_addresses())
-        return Card(
-            config.rank,
-            sorted(hosts, key=lambda host: (is_loopback(host), host)),
-            self.listener.port,
-            (address.host, address.port),
-            machine_id(),
-            network_id(),
-        )
+    def _card(self, left: Connection | None, right: Connection | None, right_at: list[Address]) -> Card:
+        place = own_place(self.config, self.port, [found.sock for found in (left, right) if found is not None])
+        there = right_at[0] if right is None else reached(right.sock, right_at)
+        return Card(self.config.rank, place, there, machine_id())
 
     def _from_store(self) -> Address:
         """The right neighbour's listening address, by way of a TCPStore at the master."""
@@ -311,7 +310,7 @@ class _Forming:
             )
             # torchrun's store outlives a ring: the addresses of the next one have other names.
             ring = f"ringlm/{run}/{store.add(f'ringlm/{run}/rings of {config.rank}', 1)}"
-            own = Address(_local_host(master), self.listener.port)
+            own = Address(_local_host(master), self.port)
             store.set(f"{ring}/{config.rank}", msgspec.json.encode(own).decode())
             host, port = msgspec.json.decode(store.get(f"{ring}/{right}"), type=tuple[str, Port])
             # The store's owner must not close it before everybody has read.
@@ -334,6 +333,14 @@ def _local_host(master: Address) -> str:
     with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting UDP sends nothing
         probe.connect(tuple(master))
         return str(probe.getsockname()[0])
+
+
+def own_place(config: RingConfig, port: int, links: Sequence[socket.socket]) -> Place:
+    """Where this rank, which has these links, listens: the likeliest hosts first, loopback's last."""
+    hosts = {own_host(sock) for sock in links}
+    if config.interface is None and config.secret is not None:
+        hosts |= set(local_addresses())
+    return Place(sorted(hosts, key=lambda host: (is_loopback(host), host)), port, network_id())
 
 
 class _InBackground:

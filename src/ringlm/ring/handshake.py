@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from ringlm.errors import AuthenticationError, ConnectError
+from ringlm.ring.address import Address, is_loopback
 from ringlm.ring.seal import Keys, Mode, Seal
 
-PROTOCOL = 4
+PROTOCOL = 5
 MAGIC = b"ringlm"
 MAX_MESSAGE = 2048
 _SECRET_FLAG = 1
@@ -36,9 +37,10 @@ Handshake = Generator[int | bytes, bytes, Any]  # returns what was Agreed
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
-    """What a dialler says of itself. `purpose` is ring, mesh, control or relay; `to` is the rank it wants, and
-    `beyond`, of a relay, the one to which that is to lead. `seal` is what it was told of sealing, if anything, and
-    `far`: the link leaves this machine, as far as the dialler can see."""
+    """What a dialler says of itself. `purpose` is ring, mesh, control, relay or join; `to` is the rank it wants, and
+    `beyond`, of a relay, the one to which that is to lead. Who joins is of no rank yet, -1, or tells its last one.
+    `seal` is what it was told of sealing, if anything, and `far`: the link leaves this machine, as far as the dialler
+    can see."""
 
     purpose: str
     rank: int
@@ -59,14 +61,27 @@ def differing(one: str, other: str) -> list[str]:
     return [field for field in first | second if first.get(field) != second.get(field)]
 
 
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where a rank listens: at `port` of any of `hosts`. Loopback's only from the same `network`."""
+
+    hosts: list[str]
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+    network: str
+
+    def addresses(self, network: str) -> list[Address]:
+        """Those that mean this rank when they are dialled from `network`."""
+        return [Address(host, self.port) for host in self.hosts if network == self.network or not is_loopback(host)]
+
+
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
     """The listener's answer: refused is None, or why; a `final` refusal is not worth another try. `seal`: how what
-    follows is sealed."""
+    follows is sealed. `join`, of a ring that runs, is where its rank 0 takes in whoever was refused."""
 
     rank: int
     refused: str | None = None
     final: bool = True
     seal: Mode = "off"
+    join: Place | None = None
 
 
 class Terms(NamedTuple):
@@ -84,11 +99,13 @@ class Agreed(NamedTuple):
 
 
 class RefusedError(ConnectError):
-    """This link was refused, by us or by the peer. `final`: another try would end the same way."""
+    """This link was refused, by us or by the peer. `final`: another try would end the same way; but who may `join`
+    does so there."""
 
-    def __init__(self, message: str, final: bool = True) -> None:
+    def __init__(self, message: str, final: bool = True, join: Place | None = None) -> None:
         super().__init__(message)
         self.final = final
+        self.join = join
 
 
 class _Plain:
@@ -158,7 +175,8 @@ def initiate(hello: Hello, secret: bytes | None, peer: str) -> Handshake:
         )
     welcome = _parse(Welcome, cipher.read(answer), peer)
     if welcome.refused is not None:
-        raise RefusedError(f"{peer} refused rank {hello.rank}: {welcome.refused}", welcome.final)
+        who = f"rank {hello.rank}" if hello.rank >= 0 else "this rank"
+        raise RefusedError(f"{peer} refused {who}: {welcome.refused}", welcome.final, welcome.join)
     if welcome.rank != hello.to:
         raise RefusedError(f"{peer} is rank {welcome.rank}, not rank {hello.to}; check the ports and the rank numbers.")
     if hello.seal not in (None, welcome.seal) and hello.purpose != "relay":
@@ -167,8 +185,9 @@ def initiate(hello: Hello, secret: bytes | None, peer: str) -> Handshake:
     return Agreed(hello, cipher.seal(welcome.seal))
 
 
-def respond(rank: int, terms: Terms, peer: str, admit: Callable[[Hello], None], far: bool = False) -> Handshake:
-    """The listener's side. `admit` raises RefusedError for a hello that is not wanted; the dialler is told.
+def respond(terms: Terms, peer: str, admit: Callable[[Hello], int], far: bool = False) -> Handshake:
+    """The listener's side. `admit` returns the rank that was reached, or raises RefusedError for a hello that is not
+    wanted; the dialler is told.
     `far`: the link comes from another machine, as far as the listener can see.
 
     Raises RefusedError, AuthenticationError or ConnectError; returns what was Agreed.
@@ -189,11 +208,12 @@ def respond(rank: int, terms: Terms, peer: str, admit: Callable[[Hello], None], 
         raise
     hello: Hello = _parse(Hello, payload, peer)
     try:
-        admit(hello)
+        rank = admit(hello)
         mode = _sealing(hello, rank, terms, far)
     except RefusedError as refusal:
         reason = str(refusal)[: MAX_MESSAGE // 5]  # at most four bytes a character
-        yield _frame(cipher.write(msgspec.msgpack.encode(Welcome(rank, reason, refusal.final))))
+        welcome = Welcome(hello.to, reason, refusal.final, join=refusal.join)
+        yield _frame(cipher.write(msgspec.msgpack.encode(welcome)))
         raise
     yield _frame(cipher.write(msgspec.msgpack.encode(Welcome(rank, seal=mode))))
     confirmation = yield from _message(peer)

@@ -1,9 +1,9 @@
-"""One listening port a rank, for every kind of link: admits peers, turns away everybody else.
+"""One listening port a rank, for every kind of link and for ring after ring: turns strangers away.
 
 A thread accepts and drives the handshakes, event by event. Until a connection has authenticated it
 costs one socket, at most MAX_MESSAGE bytes, and at most HANDSHAKE_S seconds; only MAX_PENDING of them
-wait at a time, and a crowd of them is looked at now and then (`strangers`). What it does not know: what the
-links are used for.
+wait at a time, and a crowd of them is looked at now and then (`strangers`). What it does not know: who is
+wanted, and what the links are used for.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
+from typing import Protocol
 
-from ringlm.errors import AuthenticationError, ConnectError, RingError
+from ringlm.errors import AuthenticationError, RingError
 from ringlm.ring.address import Address
-from ringlm.ring.handshake import Agreed, Handshake, Hello, RefusedError, Terms, respond
+from ringlm.ring.handshake import Agreed, Hello, Place, RefusedError, Terms, respond
 from ringlm.ring.same_machine import caller, leaves
 from ringlm.ring.seal import Connection
-from ringlm.ring.sockets import ended, tune
+from ringlm.ring.sockets import tune
 from ringlm.ring.strangers import LOOK_S, PAUSE_S, Crowd, gives_way, source
 
 HANDSHAKE_S = 10.0
@@ -30,17 +30,39 @@ _ACCEPTED = 32  # at most, before those that wait are looked at
 log = logging.getLogger("ringlm.ring")
 
 
+class Reception(Protocol):
+    """Who decides about the links of some purposes."""
+
+    def admit(self, hello: Hello) -> int:
+        """The rank that `hello` has reached. Raises RefusedError where it is not wanted."""
+        ...
+
+    def receive(self, hello: Hello, link: Connection) -> None:
+        """Take an open link, tuned. Called by the listener's thread, and must not wait."""
+        ...
+
+    def refused(self, why: str) -> None:
+        """Somebody was turned away: for the error of a rank that waits in vain."""
+        ...
+
+    def fail(self, error: RingError) -> None:
+        """Whoever waits for a link here is to raise `error`."""
+        ...
+
+
 class _Pending:
     """A connection that has not yet said, or proved, who it is."""
 
-    def __init__(self, sock: socket.socket, name: str, source: str, handshake: Handshake) -> None:
+    def __init__(self, sock: socket.socket, name: str, source: str, far: bool, listener: Listener) -> None:
         self.sock = sock
         self.name = name
         self.source = source
-        self.handshake = handshake
+        self.reception: Reception | None = None  # who has admitted it
+        self.handshake = respond(listener.terms, name, self._admit, far)
         self.deadline = time.monotonic() + HANDSHAKE_S
-        self.needed = next(handshake)  # a listener's handshake begins by reading
+        self.needed = next(self.handshake)  # a listener's handshake begins by reading
         self.received = b""
+        self._listener = listener
 
     def advance(self) -> Agreed | None:
         """Take what has arrived; what was agreed once the handshake is complete. Raises its errors and OSError."""
@@ -63,32 +85,29 @@ class _Pending:
         self.needed, self.received = action, b""
         return None
 
+    def _admit(self, hello: Hello) -> int:
+        self.reception = self._listener.reception(hello)
+        try:
+            return self.reception.admit(hello)
+        except RefusedError as refusal:
+            if hello.purpose == "ring" and hello.epoch == 0 and not refusal.final:
+                # It was started while a ring runs, or waits to be formed again: its place is behind rank 0's door.
+                join = self._listener.join_at
+                raise RefusedError(str(refusal), join is not None, join) from None
+            raise
+
 
 class Listener:
-    """Accepts links on `sockets` until closed. `admit` raises RefusedError for a hello that is not wanted;
-    `relay` gets the links that are to lead to another rank, and its number.
-    `complete`: every link that belongs here has been taken."""
+    """Accepts links on `sockets` until closed; whose they are is for `door` to say, of the links of a ring, and for
+    `lobby`, of those who want to join one. `join_at` is where a rank that comes too late for the ring may join."""
 
-    def __init__(
-        self,
-        sockets: list[socket.socket],
-        rank: int,
-        terms: Terms,
-        admit: Callable[[Hello], None],
-        relay: Callable[[socket.socket, int], None] | None = None,
-    ) -> None:
+    def __init__(self, sockets: list[socket.socket], terms: Terms) -> None:
         self.port = int(sockets[0].getsockname()[1])
-        self.complete = False
+        self.terms = terms
+        self.door: Reception | None = None
+        self.lobby: Reception | None = None
+        self.join_at: Place | None = None
         self._sockets = sockets
-        self._rank = rank
-        self._terms = terms
-        self._admit = admit
-        self._relay = relay
-        self._failure: RingError | None = None
-        self._links: dict[tuple[str, int], socket.socket] = {}  # every link that was admitted
-        self._waiting: dict[tuple[str, int], Connection] = {}  # those that nobody has taken yet
-        self._changed = threading.Condition()
-        self._refusal = ""  # the last one, for the error of a rank that waited in vain
         self._closed = False
         self._selector = selectors.DefaultSelector()
         self._pending: dict[socket.socket, _Pending] = {}
@@ -97,56 +116,27 @@ class Listener:
         self._thread = threading.Thread(target=self._run, name="ringlm-listener", daemon=True)
         self._thread.start()
 
-    def take(self, purpose: str, rank: int, deadline: float) -> Connection:
-        """The link that `rank` opened for `purpose`, tuned. Raises ConnectError at the deadline."""
-        key = (purpose, rank)
-        with self._changed:
-            while True:
-                if self._failure is not None:
-                    raise self._failure
-                found = self._waiting.pop(key, None)
-                if found is not None and not ended(found.sock):
-                    return found
-                if found is not None:
-                    found.sock.close()  # that rank was ended meanwhile, and may be started again
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    why = f" Turned away last: {self._refusal}" if self._refusal else ""
-                    raise ConnectError(
-                        f"rank {rank} did not connect to rank {self._rank} on port {self.port} in time. "
-                        f"Is it started, with the same ports?{why}"
-                    )
-                self._changed.wait(left_s)
-
-    def fail(self, error: RingError) -> None:
-        """What others wait for will not come: `take` raises `error`."""
-        with self._changed:
-            self._failure = error
-            self._changed.notify_all()
+    def reception(self, hello: Hello) -> Reception:
+        """Who decides about `hello`. Raises RefusedError where nobody does."""
+        if hello.purpose == "join":
+            if self.lobby is None:
+                why = "nobody is taken in here: rank 0 does that, unless its --rejoin-timeout is 0."
+                # It has just been started, or will be: who was in its ring waits for that.
+                raise RefusedError(why, final=self.door is not None and not hello.epoch)
+            return self.lobby
+        if self.door is None:
+            raise RefusedError("no ring is being formed here yet.", final=False)
+        return self.door
 
     def close(self) -> None:
-        """Stop listening and drop connections nobody took. Idempotent."""
+        """Stop listening and drop unfinished connections. Idempotent."""
         if self._closed:
             return
         self._closed = True
         self._wake.send(b"x")
         self._thread.join(5.0)
-        untaken = [connection.sock for connection in self._waiting.values()]
-        for sock in (*self._sockets, *untaken, self._wake, self._woken):
+        for sock in (*self._sockets, self._wake, self._woken):
             sock.close()
-
-    def _check(self, hello: Hello) -> None:
-        """Raises RefusedError."""
-        self._admit(hello)
-        if hello.purpose == "relay":  # as many as are wanted, and as late
-            return
-        held = self._links.get((hello.purpose, hello.rank))
-        if held is not None and not ended(held):
-            raise RefusedError(
-                f"rank {hello.rank} is connected to rank {self._rank} already; give every rank a number of its own."
-            )
-        if self.complete:  # one that is about to end, perhaps, and to be started anew
-            raise RefusedError(f"the ring of rank {self._rank} is complete.", final=False)
 
     def _run(self) -> None:
         for sock in (*self._sockets, self._woken):
@@ -197,8 +187,7 @@ class Listener:
                 self._drop(gives_way({waiting: pending.source for waiting, pending in self._pending.items()}))
             sock.setblocking(False)
             name = str(Address(peer[0], peer[1])) if peer else caller(sock)
-            handshake = respond(self._rank, self._terms, name, self._check, far)
-            self._pending[sock] = _Pending(sock, name, source(peer[0]) if peer else "", handshake)
+            self._pending[sock] = _Pending(sock, name, source(peer[0]) if peer else "", far, self)
             self._selector.register(sock, selectors.EVENT_READ)
 
     def _tell(self, level: int, why: str) -> None:
@@ -225,8 +214,11 @@ class Listener:
         except RingError as error:
             self._drop(sock)
             if isinstance(error, RefusedError | AuthenticationError):
-                self._refusal = f"{connection.name}: {error}"
-                self._tell(logging.WARNING, self._refusal)
+                why = f"{connection.name}: {error}"
+                lasting = not isinstance(error, RefusedError) or (error.final and error.join is None)
+                self._tell(logging.WARNING if lasting else logging.INFO, why)
+                if self.door is not None:
+                    self.door.refused(why)
             else:
                 self._tell(logging.INFO, f"{connection.name}: {error}")
             return
@@ -237,14 +229,5 @@ class Listener:
             return
         self._selector.unregister(sock)
         del self._pending[sock]
-        hello = agreed.hello
-        if hello.purpose == "relay" and self._relay is not None:
-            self._relay(sock, hello.beyond)
-            return
-        key = (hello.purpose, hello.rank)
-        with self._changed:
-            replaced = self._waiting.get(key)
-            self._links[key], self._waiting[key] = sock, Connection(sock, agreed.seal)
-            self._changed.notify_all()
-        if replaced is not None:
-            replaced.sock.close()
+        assert connection.reception is not None
+        connection.reception.receive(agreed.hello, Connection(sock, agreed.seal))

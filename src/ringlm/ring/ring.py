@@ -13,10 +13,12 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 from ringlm.errors import PeerError, PeerLostError, RingError
 from ringlm.ring.address import is_loopback
+from ringlm.ring.admission import Admission
 from ringlm.ring.algorithms import Limits
 from ringlm.ring.background import Background, Handle
 from ringlm.ring.collectives import Collectives, last_words
 from ringlm.ring.control import ControlPlane
+from ringlm.ring.handshake import Place
 from ringlm.ring.link import Link
 from ringlm.ring.listener import Listener
 from ringlm.ring.mesh import Mesh
@@ -52,16 +54,19 @@ class Ring(Collectives):
         links: Sequence[Link],
         *,
         control: ControlPlane | None = None,
+        door: Admission | None = None,
         listener: Listener | None = None,
         relays: Relays | None = None,
         timeout_s: float = float("inf"),
         here: Sequence[int] = (),
+        first: Place | None = None,
         relayed: Collection[tuple[int, int]] = (),
         epoch: int = 0,
         segment_bytes: int = SEGMENT_BYTES,
         limits: Limits = Limits(),  # noqa: B008  it is immutable
     ) -> None:
         self.here = tuple(here) or (rank,)  # the ranks on this rank's machine
+        self.first = first  # where rank 0 listens
         self.epoch = epoch
         self.timeout_s = timeout_s
         self.seconds = 0.0
@@ -72,7 +77,8 @@ class Ring(Collectives):
         mesh = Mesh(rank, self._links, segment_bytes)
         super().__init__(self, mesh, 0, "chain" if relayed else "mesh", limits)
         self._control = control
-        self._listener = listener
+        self._door = door
+        self._listener = listener  # one of its own, for this ring alone
         self._relays = relays
         self._background: Background | None = None
         self._groups: dict[tuple[int, ...], int] = {}
@@ -124,6 +130,11 @@ class Ring(Collectives):
         trips = self._control.round_trip_s if self._control is not None else lambda _: None
         return [LinkFigures(peer, link.sent, link.received, trips(peer)) for peer, link in sorted(self._links.items())]
 
+    @property
+    def slow(self) -> dict[int, float]:
+        """On rank 0, by rank, who has computed for how many times as long as the others lately: three, or more."""
+        return {} if self._control is None else self._control.slow
+
     def check(self) -> None:
         """Raise what ended the ring, if it has ended: for a rank that has nothing to do meanwhile."""
         if self._error is not None:
@@ -142,6 +153,8 @@ class Ring(Collectives):
         if self._background is not None:
             self._background.close()
         self._error = self._error or RingError("the ring is closed.")
+        if self._door is not None:
+            self._door.close()
         if self._listener is not None:
             self._listener.close()
         if self._control is not None:

@@ -7,9 +7,10 @@ import struct
 import time
 from html.parser import HTMLParser
 
+import msgspec
 import pytest
 
-from ringlm.cluster.messages import LinkStats, Stats
+from ringlm.cluster.messages import LinkStats, Recovering, Stats
 from ringlm.frontend.tokenizer import Tokenizer
 from tests.frontend.fake import FakeEngine
 from tests.frontend.server.conftest import HI, Served
@@ -30,7 +31,23 @@ def test_models(served: Served) -> None:
 
 def test_health(served: Served) -> None:
     response = served.client.get("/health")
-    assert (response.status_code, response.json()) == (200, {"status": "ok", "world_size": 2})
+    well = {"status": "ok", "world_size": 2, "rank": None, "reason": None}
+    assert (response.status_code, response.json()) == (200, well)
+
+
+def test_a_ring_that_is_formed_again(served: Served, engine: FakeEngine) -> None:
+    engine.recovering = Recovering(1, "rank 1 is lost.")
+    response = served.client.get("/health")
+    degraded = {"status": "degraded", "world_size": 2, "rank": 1, "reason": "rank 1 is lost."}
+    assert (response.status_code, response.json()) == (503, degraded)
+    ring = served.client.get("/v1/ring").json()
+    assert (ring["state"], ring["reason"], ring["epoch"], ring["recoveries"]) == ("recovering", "rank 1 is lost.", 0, 0)
+    engine.recovering, engine.ready = None, msgspec.structs.replace(engine.ready, epoch=3, recoveries=2)
+    engine.stats = msgspec.structs.replace(stats(), spares=1, recoveries=2, slow={1: 4.5})
+    ring = served.client.get("/v1/ring").json()
+    assert (ring["state"], ring["epoch"], ring["recoveries"], ring["spares"]) == ("ready", 3, 2, 1)
+    assert [rank["slow"] for rank in ring["ranks"]] == [None, 4.5]
+    assert "ringlm_recoveries_total 2.0" in served.client.get("/metrics").text
 
 
 def test_the_ring(served: Served, engine: FakeEngine) -> None:
@@ -42,6 +59,7 @@ def test_the_ring(served: Served, engine: FakeEngine) -> None:
         "weights_bytes": 100,
         "peak_bytes": 200,
         "link": None,
+        "slow": None,
     }
     assert (quiet["tokens_per_s"], quiet["cache"]) == (0, None)
     engine.stats = stats(10)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ringlm.cluster.messages import Recovering
 from ringlm.errors import PeerLostError
 from ringlm.frontend.server import requests, sse
 from tests.frontend.fake import FakeEngine, until
@@ -115,6 +116,7 @@ def test_a_client_that_leaves_while_it_waits(serve: Serve, stream: bool) -> None
 
 def test_a_long_wait_is_kept_alive(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr(sse, "LOOK_S", 0.05)
     engine = SilentEngine(lambda _: [5, 6])
     served = serve(engine)
 
@@ -124,6 +126,23 @@ def test_a_long_wait_is_kept_alive(serve: Serve, monkeypatch: pytest.MonkeyPatch
         engine.silent = False
         await client.task
         assert client.sent[0]["status"] == 200
+        assert client.text.endswith("data: [DONE]\n\n")
+
+    run(scenario)
+
+
+def test_a_stream_says_for_which_rank_it_waits(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "LOOK_S", 0.02)
+    engine = SilentEngine(lambda _: [5, 6])
+    engine.recovering = Recovering(1, "rank 1 is lost.")
+    served = serve(engine)
+
+    async def scenario() -> None:
+        client = Client(served, messages=HI, stream=True)
+        await client.until(lambda: client.text.count(": waiting for rank 1\n\n") > 2)
+        engine.recovering = None
+        engine.silent = False
+        await client.task
         assert client.text.endswith("data: [DONE]\n\n")
 
     run(scenario)
@@ -172,6 +191,7 @@ def test_a_slow_reader_holds_up_nobody(serve: Serve, endless: FakeEngine, monkey
         assert max(len(message.get("body", b"")) for message in slow.sent[taken : taken + 3]) > 400
         # One that takes nothing at all is given up.
         monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.05)
+        monkeypatch.setattr(sse, "LOOK_S", 0.05)
         monkeypatch.setattr(sse, "STALL_S", 0.1)
         stuck = Client(served, messages=HI, stream=True)
         stuck.reads.clear()

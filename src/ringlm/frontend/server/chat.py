@@ -34,7 +34,7 @@ async def chat_completions(request: Request, service: Service) -> Response:
     service.check_model(asked.model)
     asked.check()
     answer = _Answer(service, request, asked, _messages(fields["messages"]), fields.get("tools") or [])
-    return EventStream(answer.stream) if asked.stream else await unless_gone(request, answer.whole())
+    return EventStream(answer.stream, service.awaited) if asked.stream else await unless_gone(request, answer.whole())
 
 
 class _Answer:

@@ -91,7 +91,7 @@ async def completions(request: Request, service: Service) -> Response:
     asked, _ = await service.bodies.read(request, CompletionRequest)
     service.check_model(asked.model)
     answers = _Answers(service, request, asked)
-    return EventStream(answers.stream) if asked.stream else await unless_gone(request, answers.whole())
+    return EventStream(answers.stream, service.awaited) if asked.stream else await unless_gone(request, answers.whole())
 
 
 class _Answers:

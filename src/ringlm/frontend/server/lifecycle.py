@@ -38,6 +38,7 @@ from ringlm.frontend.session import Session
 HEAD_S = 30.0  # for a connection to send the head of its next request
 TELL_S = 2.0  # how long a server whose ring is lost still says so
 BACKLOG = 2048
+REJOIN_S = 30.0
 
 log = logging.getLogger("ringlm.server")
 
@@ -48,7 +49,7 @@ def serve(engine: EngineOptions, options: ServeOptions) -> None:
     Returns after a signal and the last answer; raises what has ended the engine.
     """
     logs.configure(options.log_json, options.log_level)
-    model, spec = engine.resolve()
+    model, spec = engine.resolve(awaits=options.world_size, rejoin_timeout_s=REJOIN_S)
     if spec.ring is not None and spec.ring.rank != 0:
         from ringlm.cluster.client import serve_rank
 

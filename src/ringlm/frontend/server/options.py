@@ -37,5 +37,9 @@ class ServeOptions:
     chat_template: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A Jinja template in place of the model's.", **_SERVER)
     ] = None
+    world_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Wait until N-1 others have come by 'ringlm join'.", **_SERVER),
+    ] = None
     log_json: Annotated[bool, typer.Option("--log-json", metavar="", help="Log in JSON.", **_SERVER)] = False
     log_level: Annotated[str, typer.Option(metavar="debug|info|warning|error", help="What to log.", **_SERVER)] = "info"

@@ -26,6 +26,11 @@ class Service:
     def model(self) -> str:
         return self.models[0]
 
+    def awaited(self) -> str | None:
+        """For which rank the ring waits, if it does."""
+        recovering = self.session.recovering
+        return None if recovering is None else f"rank {recovering.rank}"
+
     def check_model(self, model: str | None) -> None:
         """Raises APIError for a model that is not served."""
         if model is not None and model not in self.models:

@@ -1,5 +1,5 @@
-"""A stream of server-sent events as a response: headers with the first event, comments while nothing comes, an end
-when the client hangs up or reads nothing."""
+"""A stream of server-sent events as a response: headers with the first event, comments while nothing comes or the ring
+is being formed again, an end when the client hangs up or reads nothing."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from ringlm.frontend.server.errors import api_error
 
+LOOK_S = 1.0
 KEEP_ALIVE_S = 15.0  # proxies cut connections that are silent for a minute
 STALL_S = 60.0  # a client that takes nothing for so long is given up
 
@@ -24,18 +25,20 @@ log = logging.getLogger("ringlm.server")
 
 
 class EventStream(Response):
-    """Sends what `produce` writes, each struct an event, then `[DONE]`.
+    """Sends what `produce` writes, each struct an event, then `[DONE]`. While `waits` says for what, a comment repeats
+    that.
 
     An error before the first event is raised, and so has a status of its own; a later one is the last event. `produce`
     is cancelled when its client hangs up.
     """
 
-    def __init__(self, produce: Callable[[Write], Awaitable[None]]) -> None:
+    def __init__(self, produce: Callable[[Write], Awaitable[None]], waits: Callable[[], str | None]) -> None:
         super().__init__(
             media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
         del self.headers["content-length"]
         self._produce = produce
+        self._waits = waits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         out = _Out(send, self.raw_headers)
@@ -44,9 +47,9 @@ class EventStream(Response):
         try:
             reads = True
             while reads and not (producer.done() or client.done()):
-                await asyncio.wait({producer, client}, timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({producer, client}, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
                 if not (producer.done() or client.done()):
-                    reads = await out.keep_alive()
+                    reads = await out.keep_alive(self._waits())
             if producer.done():
                 producer.result()
             else:
@@ -83,14 +86,15 @@ class _Out:
     async def event(self, data: msgspec.Struct) -> None:
         await self.write(b"data: " + self._encoder.encode(data) + b"\n\n")
 
-    async def keep_alive(self) -> bool:
-        """Say that nothing is new, if so; False when the client has read nothing for too long."""
+    async def keep_alive(self, awaited: str | None) -> bool:
+        """Say what is awaited, or that nothing is new, if so; False when the client has read nothing for too long."""
         silent_s = time.monotonic() - self._last
         if self._lock.locked():
             return silent_s < STALL_S
-        if silent_s >= KEEP_ALIVE_S:
+        if awaited is not None or silent_s >= KEEP_ALIVE_S:
+            comment = b": nothing new\n\n" if awaited is None else f": waiting for {awaited}\n\n".encode()
             try:
-                await asyncio.wait_for(self.write(b": nothing new\n\n"), STALL_S)
+                await asyncio.wait_for(self.write(comment), STALL_S)
             except asyncio.TimeoutError:
                 return False
         return True

@@ -31,14 +31,18 @@ class Models(msgspec.Struct, kw_only=True):
 
 
 class Health(msgspec.Struct, kw_only=True):
-    """Every rank is well."""
+    """Whether every rank is well; while one is awaited it is degraded, `rank` being that one and `reason` what happened
+    to it."""
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok", "degraded"] = "ok"
     world_size: int
+    rank: int | None = None
+    reason: str | None = None
 
 
 class Rank(msgspec.Struct, kw_only=True):
-    """A rank and what it holds. `link` is rank 0's to it, which has none to itself."""
+    """A rank and what it holds. `link` is rank 0's to it, which has none to itself. A `slow` one computes for so many
+    times as long as the others, which wait for it."""
 
     rank: int
     device: str
@@ -46,6 +50,7 @@ class Rank(msgspec.Struct, kw_only=True):
     weights_bytes: int
     peak_bytes: int
     link: LinkStats | None
+    slow: float | None
 
 
 class Cache(msgspec.Struct, kw_only=True):
@@ -67,15 +72,22 @@ class Steps(msgspec.Struct, kw_only=True):
 
 
 class RingReport(msgspec.Struct, kw_only=True):
-    """The ring and how it does; the last six are null until the engine has worked."""
+    """The ring and how it does; the last seven are null until the engine has worked. In another `epoch` than before it
+    has been formed again, which `recoveries` counts; while it is `recovering`, `reason` says why, and `ranks` are those
+    of before. `spares` wait to take the place of a lost rank."""
 
     model: str
+    state: Literal["ready", "recovering"]
+    reason: str | None
+    epoch: int
+    recoveries: int
     world_size: int
     dtype: str
     quant: str
     context: int
     ranks: list[Rank]
     tokens_per_s: float
+    spares: int | None = None
     running: int | None = None
     waiting: int | None = None
     preemptions: int | None = None
@@ -99,7 +111,11 @@ async def health(request: Request, service: Service) -> Response:
     """Tell whether every rank is well; needs no key."""
     if service.session.failure is not None:
         raise service.session.failure
-    return encoded(Health(world_size=service.session.ready.world_size))
+    world_size, recovering = service.session.ready.world_size, service.session.recovering
+    if recovering is None:
+        return encoded(Health(world_size=world_size))
+    degraded = Health(status="degraded", world_size=world_size, rank=recovering.rank, reason=recovering.reason)
+    return encoded(degraded, 503)
 
 
 async def metrics(request: Request, service: Service) -> Response:
@@ -111,23 +127,33 @@ async def metrics(request: Request, service: Service) -> Response:
 
 async def ring(request: Request, service: Service) -> Response:
     """Tell of ranks, devices, links and speed."""
-    ready = service.session.ready
+    ready, recovering = service.session.ready, service.session.recovering
     service.monitor.look()
     stats = service.session.stats()
     links = {link.rank: link for link in stats.links} if stats is not None else {}
     report = RingReport(
         model=service.model,
+        state="ready" if recovering is None else "recovering",
+        reason=None if recovering is None else recovering.reason,
+        epoch=ready.epoch,
+        recoveries=ready.recoveries,
         world_size=ready.world_size,
         dtype=ready.dtype,
         quant=ready.quant,
         context=ready.context,
         ranks=[
-            Rank(rank=rank, link=links.get(rank), **msgspec.structs.asdict(each))
+            Rank(
+                rank=rank,
+                link=links.get(rank),
+                slow=None if stats is None else stats.slow.get(rank),
+                **msgspec.structs.asdict(each),
+            )
             for rank, each in enumerate(ready.ranks)
         ],
         tokens_per_s=round(service.monitor.tokens_per_s, 2),
     )
     if stats is not None:
+        report.spares = stats.spares
         report.running, report.waiting, report.preemptions = stats.running, stats.waiting, stats.preemptions
         report.cache = Cache(blocks=stats.blocks, in_use=stats.blocks_in_use, cached=stats.blocks_cached)
         report.steps = Steps(count=stats.steps, seconds=stats.step_s, ring_s=stats.ring_s, forward_s=stats.forward_s)

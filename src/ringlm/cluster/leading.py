@@ -1,0 +1,152 @@
+"""Rank 0's turn: requests from the frontend to the engine, its news back; also while there is no ring to run them on.
+Knows no links."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from ringlm.cluster.channel import ChannelClosed
+from ringlm.cluster.loading import Loaded
+from ringlm.cluster.messages import (
+    Cancel,
+    Embed,
+    Embedding,
+    LinkStats,
+    Output,
+    Progress,
+    Ready,
+    Recovering,
+    Shutdown,
+    Stats,
+    Submit,
+)
+from ringlm.cluster.upstream import Frontend
+from ringlm.engine.embedding import Vector
+from ringlm.engine.engine import Engine
+from ringlm.engine.sequence import Delta
+from ringlm.errors import PeerError, QueueFullError, RequestError, RingError, RingLMError
+from ringlm.ring import Ring
+
+_STATS_S = 1.0
+_IDLE_S = 0.5  # an idle rank 0 looks this often whether the ring still holds
+_PAUSED_S = 0.1  # how often one without a ring looks whether it has one
+
+
+class Leader:
+    """Between a frontend and an engine that goes from ring to ring. `stepping`: a step is under way; `dismissed`: the
+    frontend wants no more."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        self.stepping = False
+        self.dismissed = False
+        self._frontend = frontend
+        self._engine: Engine | None = None
+        self._ring: Ring | None = None
+        self._recoveries = 0
+        self._spares: Callable[[], int] = lambda: 0
+        self._stats_due = 0.0  # when to tell the figures again, while there is work
+
+    @property
+    def generated(self) -> int:
+        """Tokens so far."""
+        return 0 if self._engine is None else self._engine.figures.generated_tokens
+
+    def tell(self, message: Progress | Ready | Recovering) -> None:
+        self._frontend.send(message)
+
+    def lead(self, loaded: Loaded, ring: Ring | None, spares: Callable[[], int]) -> None:
+        """Step while there is work, until the frontend wants no more. `spares` counts those who wait for a place.
+        Raises the PeerError that ended the ring."""
+        if self._engine is None:
+            self._engine = Engine(loaded.runner, loaded.comm, max_seqs=loaded.max_seqs, epoch=loaded.ready.epoch)
+        else:
+            self._engine.resume(loaded.runner, loaded.comm, epoch=loaded.ready.epoch)
+        engine, self._ring = self._engine, ring
+        self._recoveries, self._spares = loaded.ready.recoveries, spares
+        self.tell(loaded.ready)
+        try:
+            while True:
+                for message in self._frontend.messages(0.0 if engine.has_work else _IDLE_S):
+                    if isinstance(message, Shutdown):
+                        self.dismissed = True
+                        engine.stop()
+                        return
+                    self._accept(engine, message)
+                if engine.has_work:
+                    self.stepping = True
+                    news = engine.step()
+                    self.stepping = False
+                    self._frontend.send(*self._stats(engine), *map(_told, news))
+                elif ring is not None:
+                    ring.check()
+        except ChannelClosed:
+            raise RingLMError("its frontend ended without a word.") from None
+        except PeerError:
+            engine.pause()
+            raise
+        finally:
+            self.stepping, self._ring = False, None
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While this lasts there is no ring: requests queue, and the frontend's end ends the block, by SystemExit."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._listen, args=(over,), name="ringlm-waiting", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def farewell(self) -> None:
+        """Let the daemons end in order, if there is a ring."""
+        if self._engine is not None:
+            with contextlib.suppress(RingError):  # there is none, and who looks for it is told elsewhere
+                self._engine.stop()
+
+    def _listen(self, over: threading.Event) -> None:
+        try:
+            while not over.is_set():
+                for message in self._frontend.messages(_PAUSED_S):
+                    if isinstance(message, Shutdown):
+                        raise ChannelClosed
+                    if self._engine is not None:
+                        self._accept(self._engine, message)
+        except ChannelClosed:
+            self.dismissed = True
+            # Wherever the main thread waits: for members, for links, for a file.
+            signal.pthread_kill(int(threading.main_thread().ident or 0), signal.SIGTERM)
+
+    def _accept(self, engine: Engine, message: Submit | Embed | Cancel) -> None:
+        if isinstance(message, Cancel):
+            delta = engine.cancel(message.id)
+            if delta is not None:
+                self._frontend.send(*self._stats(engine), Output(*delta))
+            return
+        try:
+            if isinstance(message, Embed):
+                engine.embed(message.id, message.prompt_tokens)
+            else:
+                engine.submit(message.id, message.prompt_tokens, message.params)
+        except RequestError as error:
+            self._frontend.send(Output(message.id, [], error=str(error), busy=isinstance(error, QueueFullError)))
+
+    def _stats(self, engine: Engine) -> list[Stats]:
+        """The engine's figures when they are to be told: every second while there is work, and once after it."""
+        now = time.monotonic()
+        if engine.has_work and now < self._stats_due:
+            return []
+        self._stats_due = now + _STATS_S
+        links = [] if self._ring is None else [LinkStats(*figures) for figures in self._ring.figures()]
+        slow = {} if self._ring is None else self._ring.slow
+        return [Stats(*engine.figures, links, self._spares(), self._recoveries, slow)]
+
+
+def _told(news: Delta | Vector) -> Output | Embedding:
+    """What the frontend is told of it."""
+    return Embedding(news.id, news.values.tobytes()) if isinstance(news, Vector) else Output(*news)
