@@ -206,7 +206,7 @@ def test_launch_hands_on_its_arguments(line: str, monkeypatch: pytest.MonkeyPatc
     assert called == [(["run", "-m", "demo", "-i"], LaunchOptions(2))]
 
 
-@pytest.mark.parametrize("arguments", [[], ["run"], ["launch"]])
+@pytest.mark.parametrize("arguments", [[], ["run"], ["launch"], ["join"], ["status"]])
 def test_help_has_an_example(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments, "--help"]) == 0
     assert "Example: ringlm" in capsys.readouterr().out

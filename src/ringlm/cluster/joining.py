@@ -31,10 +31,12 @@ _PAUSE_S = 0.1
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
-    """Rank 0's first word: the model as its user named it, and how many ranks there are to be."""
+    """Rank 0's first word: the model as its user named it, how many ranks there are to be, and whether all are there,
+    so that who joins now is a spare."""
 
     model: str
     world_size: int
+    complete: bool = False
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True, tag="member"):

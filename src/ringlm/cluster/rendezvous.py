@@ -69,6 +69,7 @@ class Rendezvous:
         self._guests: list[_Guest] = []
         self._changed = threading.Condition()
         self._ended: RingLMError | None = None
+        self._gathering = False
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="ringlm-rendezvous", daemon=True)
         self._thread.start()
@@ -96,6 +97,7 @@ class Rendezvous:
         The epoch is above `epoch`, and above that of everybody here. Raises what `choose` does, and ConnectError."""
         began = time.monotonic()
         with self._changed:
+            self._gathering = True
             while True:
                 if self._ended is not None:
                     raise self._ended
@@ -103,6 +105,7 @@ class Rendezvous:
                 present = self._present()
                 seats = choose(present, min(waited_s, timeout_s))
                 if seats is not None:
+                    self._gathering = False
                     return Gathered(seats, max([epoch, *(member.epoch for member in present)]) + 1)
                 if waited_s >= timeout_s:
                     raise ConnectError(f"{len(present)} joined within {timeout_s:g} s, which are too few.")
@@ -155,12 +158,11 @@ class Rendezvous:
             if self._ended is not None:
                 guest.sock.close()
                 return
-            _say(guest, self._offer)
+            _say(guest, msgspec.structs.replace(self._offer, complete=not self._gathering))
             self._arrived.append(guest)
         if hello.rank >= 0 and not self.returned.is_set():
             self.returned.set()
             self._on_return()
-        self._wake.send(b"x")
 
     def refused(self, why: str) -> None:
         """Nobody waits here for one in particular."""
@@ -211,7 +213,7 @@ class Rendezvous:
         try:
             words = guest.inbox.receive()
         except (OSError, ConnectError) as error:
-            if not guest.seated:
+            if guest.member is not None and not guest.seated:  # else somebody who only asked
                 log.info("a rank that waited has left: %s", error)
             return False
         guest.heard = time.monotonic()

@@ -252,33 +252,6 @@ def plan(
 app.add_typer(machines.app)
 
 
-@app.command(
-    epilog="Example: ringlm join 192.168.1.11 --secret-file ring.secret",
-)
-def join(
-    rank0: Annotated[str, typer.Argument(metavar="HOST[:PORT]", help="Where rank 0's ring port is; 7600 if left out.")],
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", metavar="MODEL", help="Where it is here, if not as on rank 0.")
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where this rank computes.")] = "auto",
-    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads of this rank.")] = None,
-    adapter: Annotated[Path | None, typer.Option(metavar="FOLDER", help="A LoRA adapter that PEFT has saved.")] = None,
-    interface: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The network interface or address to listen on.")
-    ] = None,
-    secret_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Holds what all ranks share.")] = None,
-) -> None:
-    """Become a daemon of the ring whose rank 0 runs 'ringlm serve --world-size N'.
-
-    It stays until Ctrl-C, also where rank 0 ends and starts again. Who comes when the ring has all its ranks waits, and
-    takes the place of one that is lost.
-    """
-    from ringlm.frontend.join import JoinOptions
-    from ringlm.frontend.join import join as join_command
-
-    join_command(JoinOptions(rank0, model, device, threads, adapter, interface, secret_file))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status: 0 done, 1 a failure, 2 a mistake of the user's, 130 Ctrl-C."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):

@@ -1,4 +1,7 @@
-"""`ringlm join`: this machine becomes a daemon of a ring whose rank 0 takes ranks in. Knows files and addresses."""
+"""`ringlm join`: this machine becomes a daemon of a ring whose rank 0 takes ranks in. Knows files and addresses.
+
+What stands in the way is said before an engine is started.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,16 @@ from typing import NoReturn
 
 from ringlm.cluster.client import serve_rank
 from ringlm.cluster.joining import Offer, call
-from ringlm.errors import ConnectError
+from ringlm.errors import ConnectError, ModelError
+from ringlm.frontend import console
 from ringlm.frontend.model import resolve
+from ringlm.frontend.secret import secret_to_join
 from ringlm.frontend.settings import engine_spec
 from ringlm.ring.address import Address, parse_address, parse_port
-from ringlm.ring.config import DEFAULT_PORT, RingConfig, read_secret
+from ringlm.ring.config import DEFAULT_PORT, RingConfig
+from ringlm.ring.handshake import RefusedError
 
+_SOON_S = 3.0  # after which a rank 0 that does not answer is worth a word
 _ASK_S = 120.0
 
 
@@ -38,30 +45,43 @@ def join(options: JoinOptions) -> NoReturn:
     rank0 = parse_address(options.rank0, "HOST[:PORT]", DEFAULT_PORT)
     ring = RingConfig(
         port=parse_port(os.environ.get("RING_PORT") or 0, "RING_PORT", zero=True),
-        secret=read_secret(os.environ, options.secret_file),
+        secret=secret_to_join(options.secret_file, rank0),
         interface=options.interface or os.environ.get("RING_INTERFACE"),
     )
-    name = options.model or _offered(rank0, ring)
+    offer = _ask(rank0, ring)
+    name = options.model or offer.model
+    try:
+        model = resolve(name)
+    except ModelError as error:
+        if options.model is not None:
+            raise
+        raise ModelError(f"rank 0 serves {name}, which is not to be had here: {error} Name it here with -m.") from None
+    if offer.complete:
+        console.notice(f"the ring at {rank0} has its {offer.world_size} ranks; this one waits as a spare.")
+    else:
+        console.notice(f"joining the ring of {offer.world_size} ranks at {rank0}, which serves {offer.model}.")
     spec = engine_spec(
-        resolve(name),
-        ring=ring,
-        join=rank0,
-        device=options.device,
-        threads=options.threads,
-        adapter=options.adapter,
+        model, ring=ring, join=rank0, device=options.device, threads=options.threads, adapter=options.adapter
     )
     serve_rank(spec)
 
 
-def _offered(rank0: Address, ring: RingConfig) -> str:
-    """The model that the ring is to serve, as its user named it."""
-    line = call([rank0], ring, deadline=time.monotonic() + _ASK_S)
+def _ask(rank0: Address, ring: RingConfig) -> Offer:
+    """What ring it is. Raises ConnectError, which says what is in the way, and AuthenticationError."""
+    deadline = time.monotonic() + _ASK_S
     try:
-        offer = line.hear(time.monotonic() + _ASK_S)
+        line = call([rank0], ring, deadline=time.monotonic() + _SOON_S)
+    except RefusedError:
+        raise
+    except ConnectError as error:
+        console.notice(f"{error} Trying for {_ASK_S:g} s.")
+        line = call([rank0], ring, deadline=deadline)
+    try:
+        offer = line.hear(deadline)
     except OSError as error:
         raise ConnectError(f"rank 0 at {rank0} has taken the call and left: {error}.") from None
     finally:
         line.close()
     if not isinstance(offer, Offer):
-        raise ConnectError(f"rank 0 at {rank0} does not say which model it serves; give it with -m.")
-    return offer.model
+        raise ConnectError(f"rank 0 at {rank0} does not say which ring it is; install the same ringlm on both.")
+    return offer

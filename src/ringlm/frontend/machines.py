@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,6 +39,32 @@ def launch(
     if world_size is None and hosts is None:
         raise typer.BadParameter("how many ranks, or on which machines? Give -n or --hosts.")
     raise typer.Exit(launch_ranks(subcommand, LaunchOptions(world_size, hosts, port, python, restarts)))
+
+
+@app.command(
+    help="Become a daemon of the ring whose rank 0 runs 'ringlm serve --world-size N'.\n\n"
+    "It stays until Ctrl-C, also where rank 0 ends and starts again. Who comes when the ring has all its ranks waits, "
+    "and takes the place of one that is lost. Rank 0 tells its user the secret; it is read from --secret-file, "
+    "RING_SECRET or RING_SECRET_FILE, or else asked for.",
+    epilog="Example: ringlm join 192.168.1.11 -m MODEL --secret-file ring.secret",
+)
+def join(
+    rank0: Annotated[str, typer.Argument(metavar="HOST[:PORT]", help="Rank 0, and its ring's port; 7600 if left out.")],
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", metavar="MODEL", help="Where it is here, if not as on rank 0.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where this rank computes.")] = "auto",
+    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads of this rank.")] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="FOLDER", help="A LoRA adapter that PEFT has saved.")] = None,
+    interface: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The network interface or address to listen on.")
+    ] = None,
+    secret_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Holds what all ranks share.")] = None,
+) -> None:
+    from ringlm.frontend.join import JoinOptions
+    from ringlm.frontend.join import join as join_command
+
+    join_command(JoinOptions(rank0, model, device, threads, adapter, interface, secret_file))
 
 
 @app.command(

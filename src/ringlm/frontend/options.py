@@ -19,6 +19,7 @@ import typer
 from ringlm.cluster.spec import EngineSpec
 from ringlm.errors import ConfigError
 from ringlm.frontend.model import Model, resolve
+from ringlm.frontend.secret import secret_to_lead
 from ringlm.frontend.settings import engine_spec, ring_from_env
 from ringlm.ring.address import parse_port
 from ringlm.ring.config import DEFAULT_PORT, Node, RingConfig, load_cluster_file, parse_nodes, read_secret
@@ -127,11 +128,11 @@ class EngineOptions:
         return model, spec
 
     def lone_ring(self) -> RingConfig:
-        """Of a rank that knows no other yet: where it listens, and its secret."""
+        """Of a rank 0 that knows no other yet: where it listens, and the secret of those who join."""
         port = os.environ.get("RING_PORT")
         return RingConfig(
             port=parse_port(port, "RING_PORT") if port else DEFAULT_PORT,
-            secret=read_secret(os.environ, self.secret_file),
+            secret=secret_to_lead(self.secret_file),
             interface=self.interface or os.environ.get("RING_INTERFACE"),
         )
 

@@ -337,8 +337,10 @@ def _local_host(master: Address) -> str:
 
 def own_place(config: RingConfig, port: int, links: Sequence[socket.socket]) -> Place:
     """Where this rank, which has these links, listens: the likeliest hosts first, loopback's last."""
+    if config.interface is not None:  # and nowhere else, also where a link came by a Unix socket
+        return Place([interface_address(config.interface)], port, network_id())
     hosts = {own_host(sock) for sock in links}
-    if config.interface is None and config.secret is not None:
+    if config.secret is not None:
         hosts |= set(local_addresses())
     return Place(sorted(hosts, key=lambda host: (is_loopback(host), host)), port, network_id())
 
