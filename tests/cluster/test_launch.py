@@ -21,6 +21,7 @@ from ringlm.cluster.hosts import Host, parse_hosts, ring_of
 from ringlm.cluster.order import Order
 from ringlm.cluster.rank_process import RankProcess
 from ringlm.errors import ConfigError
+from ringlm.frontend.cli import main
 from tests.ring.helpers import free_ports
 
 SECRET = "0123456789abcdef-launched"
@@ -143,8 +144,32 @@ def test_nothing_is_left_of_what_is_cut_off(ssh: dict[str, str], tiny_llama: Pat
         pid = {"launcher": launch.process.pid, "link": link, "far end": far_end}[killed]
         os.kill(pid, signal.SIGKILL)
         status, _, err = launch.finish()
-        assert status == {"launcher": -9, "link": 1, "far end": 1}[killed], err
+        assert status == {"launcher": -9, "link": 137, "far end": 137}[killed], err
         assert launch.gone()
+
+
+def test_a_daemon_that_is_killed_comes_back(ssh: dict[str, str], tiny_llama: Path) -> None:
+    """The launcher starts it again, and the ring takes it in again."""
+    http = free_ports(1)[0]
+    serve = ["serve", "-m", str(tiny_llama), "--port", str(http)]
+    with launched(ssh, "127.0.0.2,me@127.0.0.3", "--restarts", "1", "--", *serve) as launch:
+        launch.until("ready: http://")
+        daemon = next(pid for pid, line in launch.processes().items() if is_daemon(line))
+        os.kill(daemon, signal.SIGKILL)
+        launch.until("rank 1 me@127.0.0.3 ended with status 137; started again in 0.5 s (restarts left: 1)")
+        launch.until("[rank 1 me@127.0.0.3] ringlm: rank 1 of 2 ready")
+        deadline = time.monotonic() + 30
+        while (status := main(["status", f"127.0.0.1:{http}"])) != 0 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert status == 0
+        launch.process.send_signal(signal.SIGTERM)
+        ended, _, err = launch.finish()
+        assert ended == 0, err
+
+
+def is_daemon(command: bytes) -> bool:
+    """Whether it is the engine process of a rank other than 0."""
+    return b"ringlm.cluster.worker\0" in command and b"--channel" not in command
 
 
 @pytest.mark.parametrize(

@@ -170,8 +170,6 @@ def test_one_command_here_and_one_there(tiny_llama: Path, tmp_path: Path) -> Non
         assert kept_at().read_text() not in rank0.said()  # it is for terminals only
         assert main(["status", f"127.0.0.1:{http}"]) == 0
         assert rank0.end() == 0, rank0.said()
-        rank1.until("Rank 0 has ended. Waiting for the ring to be formed again.")
+        rank1.until("has ended. Waiting for the ring to be formed again.")
         assert rank1.end() == 143
-        assert rank1.said().startswith(
-            f"ringlm: joining the ring of 2 ranks at 127.0.0.1:{port}, which serves {tiny_llama}.\n"
-        )
+        assert f"joining the ring of 2 ranks at 127.0.0.1:{port}, which serves {tiny_llama}.\n" in rank1.said()

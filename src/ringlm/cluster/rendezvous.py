@@ -160,6 +160,7 @@ class Rendezvous:
                 return
             _say(guest, msgspec.structs.replace(self._offer, complete=not self._gathering))
             self._arrived.append(guest)
+            self._wake.send(b"x")
         if hello.rank >= 0 and not self.returned.is_set():
             self.returned.set()
             self._on_return()

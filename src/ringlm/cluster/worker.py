@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 
 import msgspec
 
@@ -26,6 +25,7 @@ from ringlm.cluster import spec
 from ringlm.cluster.agreement import Refused
 from ringlm.cluster.channel import ChannelClosed
 from ringlm.cluster.leading import Leader
+from ringlm.cluster.leaving import leave_when_idle
 from ringlm.cluster.loading import Loaded, Loader
 from ringlm.cluster.messages import Failed, Progress, Recovering
 from ringlm.cluster.parent import watch_parent
@@ -169,6 +169,10 @@ class Worker:
             return Heartbeat(self._progress, self.frontend.alive, lambda: self._computed_s())
         return Heartbeat(self._progress, computed_s=lambda: self._computed_s())
 
+    def work(self) -> tuple[int, bool] | None:
+        """`_progress` once this rank takes part in steps; None before, and while the ring is formed again."""
+        return None if self.comm is None else self._progress()
+
     def _progress(self) -> tuple[int, bool]:
         """For the heartbeat: a counter that grows while this rank works, and whether it should."""
         comm = self.comm or self.ring
@@ -211,10 +215,6 @@ def _report(error: BaseException, rank: int, frontend: Frontend | None) -> int:
     return status
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
-
-
 def main() -> int:
     """The engine process; its exit status."""
     parser = argparse.ArgumentParser(prog="ringlm-worker")
@@ -223,9 +223,9 @@ def main() -> int:
     arguments = parser.parse_args()
     engine = spec.receive(arguments.spec)
     rank = engine.ring.rank if engine.ring is not None else 0
-    signal.signal(signal.SIGTERM, _terminate)
     frontend = Frontend(arguments.channel) if arguments.channel is not None else None
     worker = Worker(engine, frontend)
+    leave_when_idle(worker.work)
     try:
         logs.inherit(rank if engine.join is None else None)
         worker.run()
