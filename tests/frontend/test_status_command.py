@@ -14,19 +14,33 @@ from tests.ring.helpers import free_ports
 
 REPORT = {
     "model": "llama",
+    "state": "ready",
+    "reason": None,
+    "epoch": 2,
+    "recoveries": 1,
+    "spares": 3,
     "world_size": 2,
     "dtype": "bfloat16",
     "quant": "int4",
     "context": 4096,
     "tokens_per_s": 12.34,
     "ranks": [
-        {"rank": 0, "device": "cpu", "threads": 4, "weights_bytes": 2_500_000_000, "peak_bytes": 1, "link": None},
+        {
+            "rank": 0,
+            "device": "cpu",
+            "threads": 4,
+            "weights_bytes": 2_500_000_000,
+            "peak_bytes": 1,
+            "link": None,
+            "slow": None,
+        },
         {
             "rank": 1,
             "device": "cuda:0",
             "threads": 1,
             "weights_bytes": 1_000_000,
             "peak_bytes": 2_000_000,
+            "slow": 2.5,
             "link": {"rank": 1, "sent_bytes": 3_000_000, "received_bytes": 4_000_000, "round_trip_s": 0.00123},
         },
     ],
@@ -65,12 +79,19 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_ring_that_is_well(url: str, written: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", written.format(url)]) == 0
     out = capsys.readouterr().out
-    assert "llama · bfloat16 int4 · context 4,096 · world size 2 · 12.3 tok/s\n" in out
+    assert "llama · bfloat16 int4 · context 4,096 · world size 2 · 12.3 tok/s · formed again 1 times, 3 spares\n" in out
     (second,) = (line for line in out.splitlines() if line.startswith(" 1 "))
-    assert second.split("  ")[-1].strip() == "4.0 MB"
+    assert second.split("  ")[-1].strip() == "2.5 times"
+    assert "4.0 MB" in second
     assert "cuda:0" in second
     assert "1.23 ms" in second
     assert "2.50 GB" in out
+
+
+def test_a_ring_that_is_formed_again(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ANSWERS["/health"] = (503, {"status": "degraded", "world_size": 2, "rank": 1, "reason": "rank 1 is lost."})
+    assert main(["status", url]) == 1
+    assert capsys.readouterr().err == f"ringlm: RingError: {url}: rank 1 is lost.\n"
 
 
 def test_a_rank_is_lost(url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from ringlm.errors import ConfigError, ConnectError, RingError
 from ringlm.frontend import console
-from ringlm.frontend.server.errors import ErrorResponse
+from ringlm.frontend.server.errors import ErrorInfo
 from ringlm.frontend.server.status import Rank, RingReport
 
 _TIMEOUT_S = 10.0
@@ -46,6 +46,13 @@ def status(options: StatusOptions) -> None:
         raise RingError(f"{base}: {reason}")
 
 
+class _Unwell(msgspec.Struct):
+    """What /health says of a ring that is formed again, or is lost."""
+
+    reason: str | None = None
+    error: ErrorInfo | None = None
+
+
 def _get(client: httpx2.Client, url: str) -> httpx2.Response:
     try:
         return client.get(url)
@@ -56,9 +63,11 @@ def _get(client: httpx2.Client, url: str) -> httpx2.Response:
 def _reason(health: httpx2.Response) -> str:
     """Why it is not well."""
     try:
-        return msgspec.json.decode(health.content, type=ErrorResponse).error.message
+        answer = msgspec.json.decode(health.content, type=_Unwell)
     except msgspec.MsgspecError:
-        return f"{health.status_code} {health.reason_phrase}"
+        answer = _Unwell()
+    said = answer.reason if answer.error is None else answer.error.message
+    return said or f"{health.status_code} {health.reason_phrase}"
 
 
 def _decode(response: httpx2.Response, kind: type[Any]) -> Any:
@@ -75,7 +84,9 @@ def _show(report: RingReport) -> None:
         f"{report.model} · {report.dtype}{quant} · context {report.context:,} · world size {report.world_size} · "
         f"{report.tokens_per_s:.1f} tok/s{load}"
     )
-    columns = ["rank", "device", "threads", "weights", "peak", "round trip", "sent", "received"]
+    if report.recoveries or report.spares:
+        title += f" · formed again {report.recoveries} times, {report.spares or 0} spares"
+    columns = ["rank", "device", "threads", "weights", "peak", "round trip", "sent", "received", "slower"]
     console.table(title, columns, [_row(rank) for rank in report.ranks])
 
 
@@ -84,7 +95,8 @@ def _row(rank: Rank) -> list[str]:
     trip = "" if link is None or link.round_trip_s is None else f"{link.round_trip_s * 1000:.2f} ms"
     moved = ["", ""] if link is None else [_size(link.sent_bytes), _size(link.received_bytes)]
     sizes = [_size(rank.weights_bytes), _size(rank.peak_bytes)]
-    return [str(rank.rank), rank.device, str(rank.threads), *sizes, trip, *moved]
+    slower = "" if rank.slow is None else f"{rank.slow:.1f} times"
+    return [str(rank.rank), rank.device, str(rank.threads), *sizes, trip, *moved, slower]
 
 
 def _size(nbytes: int) -> str:
