@@ -9,7 +9,7 @@ import dataclasses
 import os
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from ringlm.cluster.client import serve_rank
 from ringlm.cluster.joining import Offer, call
@@ -21,6 +21,7 @@ from ringlm.frontend.settings import engine_spec
 from ringlm.ring.address import Address, parse_address, parse_port
 from ringlm.ring.config import DEFAULT_PORT, RingConfig
 from ringlm.ring.handshake import RefusedError
+from ringlm.ring.seal import Mode
 
 _SOON_S = 3.0  # after which a rank 0 that does not answer is worth a word
 _ASK_S = 120.0
@@ -37,6 +38,7 @@ class JoinOptions:
     adapter: Path | None
     interface: str | None
     secret_file: Path | None
+    seal: str | None
 
 
 def join(options: JoinOptions) -> NoReturn:
@@ -47,6 +49,7 @@ def join(options: JoinOptions) -> NoReturn:
         port=parse_port(os.environ.get("RING_PORT") or 0, "RING_PORT", zero=True),
         secret=secret_to_join(options.secret_file, rank0),
         interface=options.interface or os.environ.get("RING_INTERFACE"),
+        seal=cast("Mode | None", options.seal or os.environ.get("RING_SEAL")),  # which it checks
     )
     offer = _ask(rank0, ring)
     name = options.model or offer.model

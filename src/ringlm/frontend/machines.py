@@ -60,11 +60,14 @@ def join(
         str | None, typer.Option(metavar="NAME", help="The network interface or address to listen on.")
     ] = None,
     secret_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Holds what all ranks share.")] = None,
+    seal: Annotated[
+        str | None, typer.Option(metavar="on|auth|off", help="Encrypt links, or only authenticate what they carry.")
+    ] = None,
 ) -> None:
     from ringlm.frontend.join import JoinOptions
     from ringlm.frontend.join import join as join_command
 
-    join_command(JoinOptions(rank0, model, device, threads, adapter, interface, secret_file))
+    join_command(JoinOptions(rank0, model, device, threads, adapter, interface, secret_file, seal))
 
 
 @app.command(

@@ -12,7 +12,7 @@ import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 
@@ -23,6 +23,7 @@ from ringlm.frontend.secret import secret_to_lead
 from ringlm.frontend.settings import engine_spec, ring_from_env
 from ringlm.ring.address import parse_port
 from ringlm.ring.config import DEFAULT_PORT, Node, RingConfig, load_cluster_file, parse_nodes, read_secret
+from ringlm.ring.seal import Mode
 
 _ENGINE: Any = {"rich_help_panel": "Engine"}
 _RING: Any = {"rich_help_panel": "Ring"}
@@ -134,6 +135,7 @@ class EngineOptions:
             port=parse_port(port, "RING_PORT") if port else DEFAULT_PORT,
             secret=secret_to_lead(self.secret_file),
             interface=self.interface or os.environ.get("RING_INTERFACE"),
+            seal=cast("Mode | None", self.seal or os.environ.get("RING_SEAL")),  # which it checks
         )
 
     def _nodes(self) -> tuple[Node, ...]:
