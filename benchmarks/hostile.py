@@ -1,6 +1,6 @@
-"""What strangers at its ports cost a ring: tokens per second under an attack, and with the same attack aimed elsewhere.
+"""What strangers at its ports cost a ring: tokens per second without, under an attack, and with it aimed elsewhere.
 
-    python benchmarks/hostile.py [-m demo] [--rate 150] [--seconds 60] [--block 10] [--json]
+    python benchmarks/hostile.py [-m demo] [--rate 150] [--seconds 60] [--block 5] [--json]
 
 Two local ranks decode one request after the other. A process of its own opens connections at `--rate` a second, in
 equal parts such as close at once, keep silent for five seconds, send random bytes, send the right preamble with a wrong
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("-m", "--model", default="demo")
     parser.add_argument("--rate", type=float, default=150.0, help="connections a second")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the attack on the ring")
-    parser.add_argument("--block", type=float, default=10.0, help="seconds before the attack turns elsewhere")
+    parser.add_argument("--block", type=float, default=5.0, help="seconds before the attack turns elsewhere")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     first, second = free_ports(2)
@@ -122,13 +122,14 @@ def main() -> None:
         context.Process(target=attack, args=(theirs, options.rate), daemon=True),
         context.Process(target=bystander, args=(listening,), daemon=True),
     ]
-    found: dict[str, list[float]] = {"elsewhere": [], "at the ring": []}
+    found: dict[str, list[float]] = {"nobody": [], "elsewhere": [], "at the ring": []}
     try:
         with LLM(options.model) as llm:
             before = answers(llm)
             for process in processes:
                 process.start()
-            targets = {"elsewhere": [listening.getsockname()[1]] * 2, "at the ring": [first, second]}
+            other = listening.getsockname()[1]
+            targets = {"nobody": [], "elsewhere": [other, other], "at the ring": [first, second]}
             for _ in range(max(1, round(options.seconds / options.block))):
                 for name, ports in targets.items():
                     orders.send(ports)
@@ -139,7 +140,7 @@ def main() -> None:
         for process in processes:
             process.kill()
         daemon.wait(30.0)
-    ratios = [ours / other for ours, other in zip(found["at the ring"], found["elsewhere"], strict=True)]
+    ratios = [ours / theirs for ours, theirs in zip(found["at the ring"], found["elsewhere"], strict=True)]
     result = {
         "rate": options.rate,
         "tokens_per_s": {name: round(statistics.median(rates), 1) for name, rates in found.items()},

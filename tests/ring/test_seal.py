@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from typing import Any
 
 import msgspec
 import pytest
 import torch
 
-from ringlm.errors import ConfigError
-from ringlm.ring import Ring, RingConfig
+from ringlm.errors import ConfigError, PeerLostError
+from ringlm.ring import Heartbeat, Ring, RingConfig
+from ringlm.ring.control import Abort, Beat, ControlPlane
 from ringlm.ring.handshake import Agreed, RefusedError, Terms, initiate, respond
-from ringlm.ring.seal import TAG_BYTES, Keys, Mode, Seal, pack, unpack
+from ringlm.ring.seal import TAG_BYTES, Connection, Keys, Mode, Seal, pack, unpack
 from tests.ring.helpers import configs, contribution, each, expected_sum, thread_ring
 from tests.ring.test_handshake import HELLO, Side, accept, converse
 
@@ -147,3 +150,57 @@ def test_a_sealed_ring_gives_what_an_open_one_does(mode: Mode, world_size: int) 
                 each(rings, lambda ring: ring.all_reduce(contribution(2, ring.rank, 8, torch.float16)))[0],
                 expected_sum(2, world_size, 8, torch.float16),
             )
+
+
+@pytest.mark.parametrize("mode", SEALED)
+def test_every_bit_of_a_control_message_counts(mode: Mode) -> None:
+    body = msgspec.msgpack.encode(Abort(1, "PeerLostError", "rank 1 failed", 1))
+    message = pack(len(body).to_bytes(2, "little"), body, pair(mode)[0])
+    for bit in (-1, *range(8 * len(message))):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            plane = ControlPlane(0, {1: Connection(ours, pair(mode)[1])}, ["rank 0", "rank 1"], Heartbeat())
+            plane._on_failure = lambda error: None
+            wrong = bytearray(message)
+            if bit >= 0:
+                wrong[bit // 8] ^= 1 << bit % 8
+            theirs.sendall(wrong)
+            theirs.shutdown(socket.SHUT_WR)  # a length that was made longer awaits more
+            while plane._receive(plane._peers[1]):
+                pass
+            plane.close()
+        assert isinstance(plane.failure, PeerLostError)
+        assert plane.failure.rank == 1
+        assert ("rank 1 failed" in str(plane.failure)) == (bit < 0)
+
+
+def test_a_message_that_the_kernel_takes_in_part_goes_on_later() -> None:
+    ours, theirs = socket.socketpair()
+    one, other = pair("on")
+    plane = ControlPlane(0, {1: Connection(ours, one)}, ["rank 0", "rank 1"], Heartbeat())
+    peer = plane._peers[1]
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    sent = 0
+    while not peer.outbox:
+        plane._send(peer, Beat(sent, True, b"x" * 32))
+        sent += 1
+    theirs.settimeout(0.1)
+    stream = b""
+    for more in range(3):
+        with contextlib.suppress(TimeoutError):
+            while True:
+                stream += theirs.recv(1 << 16)
+        plane._send(peer, Beat(sent + more, True, b"x" * 32))
+    found = []
+    while len(stream) > 2:
+        end = 2 + TAG_BYTES + int.from_bytes(stream[:2], "little")
+        body = unpack(stream[:2], stream[2:end], other)
+        assert body is not None
+        found.append(msgspec.msgpack.decode(body)[1])
+        stream = stream[end:]
+    assert found == sorted(set(found))
+    assert len(found) > sent
+    plane._peers.clear()
+    for sock in (ours, theirs):
+        sock.close()
+    plane.close()
