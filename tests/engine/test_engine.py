@@ -217,14 +217,14 @@ def test_an_engine_that_is_paused_goes_on_with_the_same_tokens(steps: int) -> No
         for _ in range(steps):
             for delta in engine.step():
                 news[delta.id].append(delta)
-        done = engine.figures.steps
+        done, last_runner = engine.figures.steps, engine.runner
         engine.pause()
         assert (engine.figures.running, engine.figures.waiting) == (0, len(SETTINGS) - ended(news))
         engine.submit(99, prompt, GREEDY)
         last = engine.cancel(99)
         assert last is not None
         assert last.finish_reason is StopReason.CANCELED
-        runner = Runner(engine.runner.model, FakeCache(engine.runner.cache.blocks), engine.comm)
+        runner = Runner(last_runner.model, FakeCache(last_runner.cache.blocks), engine.comm)
         engine.resume(runner, engine.comm, epoch=5)
         assert decode(encode(engine.scheduler.stop())).epoch == 5
         for id, deltas in world.run().items():
