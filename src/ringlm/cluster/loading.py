@@ -189,6 +189,7 @@ def own_gpu(device: torch.device, place: int) -> torch.device:
     if device.index is None:
         device = torch.device("cuda", place % torch.cuda.device_count())
     torch.cuda.set_device(device)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it fails at some spans of many requests
     return device
 
 
