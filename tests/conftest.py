@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def demo_gguf() -> Path:
 
 @pytest.fixture(autouse=True)
 def own_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a command in this process tells its children of logs ends with its test."""
+    """What a command in this process does to logs, its own and its children's, ends with its test."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", list(logging.getLogger().handlers))
     monkeypatch.setenv("RINGLM_LOG", "")
     monkeypatch.setenv("RINGLM_LOG_JSON", "")

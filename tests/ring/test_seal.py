@@ -59,7 +59,7 @@ def test_every_bit_counts(mode: Mode) -> None:
 
 def agreed(dialler: Mode | None, listener: Mode | None, far: tuple[bool, bool], **more: Any) -> tuple[Any, Any]:
     hello = msgspec.structs.replace(HELLO, seal=dialler, far=far[0], **more)
-    sides = Side(initiate(hello, SECRET, "rank 0")), Side(respond(0, Terms(SECRET, listener), "b", accept, far[1]))
+    sides = Side(initiate(hello, SECRET, "rank 0")), Side(respond(Terms(SECRET, listener), "b", accept, far[1]))
     converse(*sides)
     return sides[0].outcome, sides[1].outcome
 

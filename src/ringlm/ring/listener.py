@@ -213,14 +213,14 @@ class Listener:
             return
         except RingError as error:
             self._drop(sock)
+            why = str(error) if str(error).startswith(connection.name) else f"{connection.name}: {error}"
             if isinstance(error, RefusedError | AuthenticationError):
-                why = f"{connection.name}: {error}"
                 lasting = not isinstance(error, RefusedError) or (error.final and error.join is None)
                 self._tell(logging.WARNING if lasting else logging.INFO, why)
                 if self.door is not None:
                     self.door.refused(why)
             else:
-                self._tell(logging.INFO, f"{connection.name}: {error}")
+                self._tell(logging.INFO, why)
             return
         except Exception:
             # A fault of ours, which no stranger may turn into the end of this thread.
