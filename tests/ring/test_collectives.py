@@ -78,7 +78,7 @@ def test_bytes_of_any_length(rings: list[Ring], data: st.DataObject) -> None:
 
 
 def test_megabytes(rings: list[Ring]) -> None:
-    message = bytes(range(256)) * 20_000
+    message = bytes(range(256)) * 8_000
 
     def work(ring: Ring) -> bool:
         heard = ring.broadcast_bytes(message if ring.rank == 0 else None)

@@ -41,6 +41,7 @@ from ringlm.ring.relay import Relays
 from ringlm.ring.ring import SEGMENT_BYTES, Ring
 from ringlm.ring.same_machine import own_host
 from ringlm.ring.seal import Connection
+from ringlm.ring.shared import open_areas
 from ringlm.ring.sockets import dial, listen, spoken, tune
 
 _LINGER_S = 1.5  # longer than a dialler pauses
@@ -179,13 +180,14 @@ class _Forming:
         config, cards, rank = self.config, self.cards, self.config.rank
         names = [f"rank {card.rank} ({reach(cards, card.rank, rank)[0]})" for card in cards]
         beat = heartbeat or Heartbeat(silence_s=math.inf)
+        far = {other for pair in relayed if rank in pair for other in pair}
+        areas = open_areas(rank, links, far, segment_bytes, self.deadline)
         for sock, _ in links.values():
             tune(sock)  # the cards have left them with timeouts
-        far = {other for pair in relayed if rank in pair for other in pair}
         return Ring(
             rank,
             config.world_size,
-            [Link(connection, peer, names[peer]) for peer, connection in links.items()],
+            [Link(connection, peer, names[peer], areas.get(peer)) for peer, connection in links.items()],
             control=ControlPlane(rank, control, names, beat, self.deadline - time.monotonic(), far),
             door=self.admission,
             listener=own,

@@ -27,7 +27,7 @@ from ringlm.errors import AuthenticationError, ConnectError
 from ringlm.ring.address import Address, is_loopback
 from ringlm.ring.seal import Keys, Mode, Seal
 
-PROTOCOL = 5
+PROTOCOL = 6
 MAGIC = b"ringlm"
 MAX_MESSAGE = 2048
 _SECRET_FLAG = 1

@@ -49,6 +49,7 @@ class Lane:
     """
 
     __slots__ = (
+        "_area",
         "_body",
         "_call",
         "_carry",
@@ -69,6 +70,7 @@ class Lane:
     def __init__(self, link: Link, call: bytes, frame_bytes: int, rank: int) -> None:
         self.link = link
         self._seal = link.seal
+        self._area = link.area
         self._head_bytes = len(link.header)
         self._call = call
         self._frame_bytes = frame_bytes
@@ -144,12 +146,21 @@ class Lane:
     def _push(self) -> bool:
         """One call: a rank that sends more before it reads lets the peer's bytes grow cold, and is a third slower."""
         if not len(self._head) and not len(self._body):
-            call, body, digest = self._out.popleft()
-            if self._seal is None:
+            call, body, digest = self._out[0]
+            if self._area is not None and self._shares(call, body):
+                try:
+                    if not self._area.put(body):
+                        return False
+                except OSError as error:
+                    raise self.link.lost(error) from error
+                self.link.sent += len(body)
+                self._head, self._body = memoryview(call + (digest or wire.digest(body))), _NOTHING
+            elif self._seal is None:
                 self._head, self._body = memoryview(call + (digest or wire.digest(body))), body
             else:
                 tag, self._body = self._seal.close(call, body)
                 self._head = memoryview(call + tag)
+            self._out.popleft()
         try:
             sent = self.link.sock.sendmsg((self._head, self._body), (), _NOW)
         except BlockingIOError:
@@ -167,12 +178,15 @@ class Lane:
             while self._in:
                 expected, before = self._in[0], self._got
                 body = self._place(expected)
+                shared = self._area is not None and self._shares(expected.call, body)
                 if before < self._head_bytes:
-                    self._got += self._read((header[before:], body))
+                    self._got += self._read((header[before:], _NOTHING if shared else body))
                     if self._got >= self._head_bytes:
                         self._begin()
-                elif before < self._head_bytes + len(body):
+                elif not shared and before < self._head_bytes + len(body):
                     self._got += self._read((body[before - self._head_bytes :],))
+                if shared and self._got == self._head_bytes and self._in[0] is expected:
+                    self._take(body)
                 moved = True
                 if not self._finish() and self._got > self._head_bytes and self._seal is None:
                     self._hash_part()
@@ -181,6 +195,13 @@ class Lane:
         except OSError as error:
             raise self.link.lost(error) from error
         return moved
+
+    def _take(self, body: memoryview) -> None:
+        """A body of which the header is here, from the memory that both ends share."""
+        assert self._area is not None
+        self._area.take(body)
+        self._got += len(body)
+        self.link.received += len(body)
 
     def _read(self, buffers: Sequence[memoryview]) -> int:
         if self._carry:
@@ -196,6 +217,11 @@ class Lane:
             raise self.link.lost()
         self.link.received += got
         return got
+
+    def _shares(self, call: bytes, body: memoryview) -> bool:
+        """Whether a body goes by way of the memory that both ends share: those of messages of many frames do; not
+        letters, of which the socket holds more until they are asked for."""
+        return len(body) > 0 and wire.nbytes(call) > self._frame_bytes and not wire.is_letter(call)
 
     def _place(self, expected: _Expected) -> memoryview:
         """Where the body of a frame is to be received."""
@@ -321,6 +347,9 @@ class Patience:
             return
         poll = select.poll()
         for link, read, write in links:
+            if write and link.area is not None and link.area.full:
+                poll.register(link.area.credits, select.POLLIN)
+                write = False
             if read or write:
                 poll.register(link.sock, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
         poll.poll(max(1.0, 1000.0 * min(_POLL_S, self._deadline - now)))

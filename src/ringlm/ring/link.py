@@ -12,6 +12,7 @@ import torch
 from ringlm.errors import PeerLostError
 from ringlm.ring import wire
 from ringlm.ring.seal import TAG_BYTES, Connection
+from ringlm.ring.shared import Area
 from ringlm.ring.wire import CALL_BYTES, HEADER_BYTES
 
 _NOW = socket.MSG_DONTWAIT
@@ -50,12 +51,13 @@ class Mailbox:
 
 
 class Link:
-    """A tuned connection to rank `peer`, which `name` names in errors."""
+    """A tuned connection to rank `peer`, which `name` names in errors, and the memory shared with it, if any."""
 
-    __slots__ = ("_scratch", "_slices", "header", "mailbox", "name", "peer", "received", "seal", "sent", "sock")
+    __slots__ = ("_scratch", "_slices", "area", "header", "mailbox", "name", "peer", "received", "seal", "sent", "sock")
 
-    def __init__(self, connection: Connection, peer: int, name: str) -> None:
+    def __init__(self, connection: Connection, peer: int, name: str, area: Area | None = None) -> None:
         self.sock, self.seal = connection
+        self.area = area
         self.peer = peer
         self.name = name
         self.sent = self.received = 0  # bytes, those of headers included
@@ -94,10 +96,18 @@ class Link:
 
     def shut(self) -> None:
         """End both directions, waking whoever waits on this link; safe from another thread."""
+        if self.area is not None:
+            self.area.shut()
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             return  # it has ended already
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        self.sock.close()
+        if self.area is not None:
+            self.area.close()
 
     def peek(self) -> bytes:
         """The call that comes next, left where it is; fewer bytes where it has not come whole."""

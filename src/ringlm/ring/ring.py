@@ -160,7 +160,7 @@ class Ring(Collectives):
         if self._control is not None:
             self._control.close()
         for link in self._links.values():
-            link.sock.close()
+            link.close()
         if self._relays is not None:
             self._relays.close()  # others may still be at the last collective
 

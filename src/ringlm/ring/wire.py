@@ -99,6 +99,11 @@ def resized(call: bytes, nbytes: int) -> bytes:
     return _sealed(call[:KIND_BYTES] + nbytes.to_bytes(8, "little"))
 
 
+def nbytes(call: bytes) -> int:
+    """The size in a packed call."""
+    return int.from_bytes(call[KIND_BYTES : KIND_BYTES + 8], "little")
+
+
 def intact(call: bytes) -> bool:
     """Whether a call is what was sent."""
     return call == _sealed(call[: -_CRC.size])
