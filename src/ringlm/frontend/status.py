@@ -85,7 +85,7 @@ def _show(report: RingReport) -> None:
         f"{report.tokens_per_s:.1f} tok/s{load}"
     )
     if report.recoveries or report.spares:
-        title += f" · formed again {report.recoveries} times, {report.spares or 0} spares"
+        title += f" · formed again: {report.recoveries} · spares: {report.spares or 0}"
     columns = ["rank", "device", "threads", "weights", "peak", "round trip", "sent", "received", "slower"]
     console.table(title, columns, [_row(rank) for rank in report.ranks])
 

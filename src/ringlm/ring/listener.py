@@ -213,7 +213,7 @@ class Listener:
             return
         except RingError as error:
             self._drop(sock)
-            why = str(error) if str(error).startswith(connection.name) else f"{connection.name}: {error}"
+            why = f"{connection.name}: {str(error).removeprefix(connection.name).lstrip()}"
             if isinstance(error, RefusedError | AuthenticationError):
                 lasting = not isinstance(error, RefusedError) or (error.final and error.join is None)
                 self._tell(logging.WARNING if lasting else logging.INFO, why)
