@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,3 +59,20 @@ def test_numbers_that_are_none_are_kept() -> None:
     assert found[0, 3] == torch.inf
     assert found[0, 5].isnan()
     assert found[0, 8] == 20
+
+
+AGAIN = """
+import torch
+from ringlm.parallel.kernels.dense import KINDS, product
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    for dtype in KINDS:
+        weight, x = torch.randn(37, 45).to(dtype), torch.randn(3, 45)
+        torch.testing.assert_close(product(weight, x), x @ weight.float().T, rtol=1e-5, atol=1e-5)
+"""
+
+
+def test_what_was_compiled_before_is_right_in_the_next_process(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "2"}
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", AGAIN], env=environment, check=True, timeout=100)

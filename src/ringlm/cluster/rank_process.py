@@ -119,7 +119,8 @@ class RankProcess:
             self._process.wait(_KILL_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel holds it; nobody can do more
+                self._process.wait(_KILL_S)
 
     def close(self) -> int:
         """Once it has ended, show its last words; its status."""
@@ -130,7 +131,8 @@ class RankProcess:
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
-        return int(self._process.returncode)
+        status = self._process.returncode
+        return -signal.SIGKILL if status is None else status
 
     def _write(self, data: bytes) -> None:
         assert self._process is not None

@@ -94,6 +94,11 @@ class Dense:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight.contiguous()
+        self._few = _FEW.get(weight.dtype, 0) if weight.is_cpu else 0
+        if self._few:  # once, and not at every product of a decode step
+            from ringlm.parallel.kernels.dense import product  # and with it a compiler
+
+            self._product = product
 
     @property
     def nbytes(self) -> int:
@@ -101,10 +106,8 @@ class Dense:
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, prologue: Prologue | None = None) -> Tensor:
         x = x if prologue is None else prologue(x)
-        if x.is_cpu and 0 < x.shape[0] <= _FEW.get(self.weight.dtype, 0):
-            from ringlm.parallel.kernels.dense import product  # and with it a compiler
-
-            wide = product(self.weight, x)
+        if 0 < x.shape[0] <= self._few:
+            wide = self._product(self.weight, x)
             return (wide if bias is None else wide.add_(bias)).to(x.dtype)
         return F.linear(x, self.weight, bias)
 

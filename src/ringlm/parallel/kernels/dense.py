@@ -79,8 +79,8 @@ def _tile(typing, kind, rows, tokens, weights, x, out, columns, stride):
     return signature, generate
 
 
-def _compile(kind: int) -> tuple[Any, Any]:
-    """The product of a matrix of KINDS[kind] by one thread and by several, compiled at first and kept on disk.
+def _compile(kind: int) -> Any:
+    """The product of a matrix of KINDS[kind], compiled when first called and kept on disk.
 
     Rows `first` to `last` of the matrix (rows, columns) times float32 x (tokens, columns), to float32 out (tokens,
     stride). All arguments are integers, pointers included.
@@ -111,19 +111,28 @@ def _compile(kind: int) -> tuple[Any, Any]:
                     token += 1
             top += rows
 
-    @njit(cache=True, nogil=True, parallel=True)
-    def by_threads(threads, weights, x, out, rows, columns, tokens, stride):
-        for part in prange(threads):
-            product(weights, x, out, rows * part // threads, rows * (part + 1) // threads, columns, tokens, stride)
-
-    return product, by_threads
+    return product
 
 
-_product_0, _by_threads_0 = _compile(0)
-_product_1, _by_threads_1 = _compile(1)
-_product_2, _by_threads_2 = _compile(2)
-_PRODUCTS: Final = (_product_0, _product_1, _product_2)
-_BY_THREADS: Final = (_by_threads_0, _by_threads_1, _by_threads_2)
+_product_0, _product_1, _product_2 = _PRODUCTS = tuple(_compile(kind) for kind in range(len(KINDS)))
+
+
+@njit(cache=True, nogil=True)
+def _multiply(kind, weights, x, out, first, last, columns, tokens, stride):
+    if kind == 0:
+        _product_0(weights, x, out, first, last, columns, tokens, stride)
+    elif kind == 1:
+        _product_1(weights, x, out, first, last, columns, tokens, stride)
+    else:
+        _product_2(weights, x, out, first, last, columns, tokens, stride)
+
+
+# One for all kinds: numba's cache does not tell closures apart that differ in a compiled function alone.
+@njit(cache=True, nogil=True, parallel=True)
+def _by_threads(threads, kind, weights, x, out, rows, columns, tokens, stride):
+    for part in prange(threads):
+        first, last = rows * part // threads, rows * (part + 1) // threads
+        _multiply(kind, weights, x, out, first, last, columns, tokens, stride)
 
 
 def product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -137,5 +146,5 @@ def product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         _PRODUCTS[kind](*addresses, 0, rows, columns, len(wide), rows)
     else:
         set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
-        _BY_THREADS[kind](threads, *addresses, rows, columns, len(wide), rows)
+        _by_threads(threads, kind, *addresses, rows, columns, len(wide), rows)
     return out
