@@ -19,7 +19,9 @@ from ringlm.ring.handshake import Agreed, Handshake, RefusedError
 from ringlm.ring.same_machine import connect_beside, leaves, listen_beside
 from ringlm.ring.seal import Connection, overhead, pack, unpack
 
-SPIN_S = 50e-6  # a rank that waits yields its core for so long before it sleeps
+# A rank that waits yields its core for so long before it sleeps: a sleeping virtual core takes longer to wake than most
+# waits last.
+SPIN_S = 1e-3
 _BUFFER_BYTES = 1 << 21  # two ranks need half of it; those that take turns on a core get further in theirs
 _BLOCK_S = 0.5  # a blocking call returns this often to look at its deadline
 _CONNECT_S = 5.0  # for one attempt to connect
