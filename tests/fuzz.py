@@ -21,7 +21,7 @@ import torch
 
 from ringlm.cluster import joining
 from ringlm.cluster.agreement import Capabilities
-from ringlm.cluster.joining import Assignment, End, Inbox, Member, Offer, frame
+from ringlm.cluster.joining import Assignment, End, Gauge, Gauged, Inbox, Member, Offer, frame
 from ringlm.cluster.memory import Memory
 from ringlm.cluster.settings import Settings
 from ringlm.engine.follower import _read, check
@@ -30,6 +30,7 @@ from ringlm.errors import RingError, RingLMError
 from ringlm.ring import wire
 from ringlm.ring.cards import Card, Chain
 from ringlm.ring.control import Abort, Beat, Bye, ControlPlane, Heartbeat
+from ringlm.ring.gauge import Reading
 from ringlm.ring.handshake import MAGIC, PROTOCOL, Hello, Place, Terms, Welcome, initiate, respond
 from ringlm.ring.lane import Lane, pump
 from ringlm.ring.link import Link
@@ -182,6 +183,7 @@ ABLE = Capabilities(1, "cpu", ["float32"], Settings(dtype="float32"), Memory("ma
 WORDS = [
     [Offer("demo", 2), joining.Beat(), Assignment(1, 2, 3, [("192.168.1.11", 7600)])],
     [Member(1, 2, PLACE, ABLE), joining.Beat(), End("rank 0 has ended.")],
+    [Gauge([("192.168.1.11", 7600)]), Gauged(Reading("192.168.1.12", ("192.168.1.11", 7600), 1e-4, 1e9, 1e9))],
 ]
 PREAMBLES = [MAGIC + bytes((PROTOCOL, flag)) for flag in (0, 1)]
 READY = b"\x05\x00ready"

@@ -143,16 +143,17 @@ def test_the_dialler_reached_another_rank() -> None:
 
 def test_another_protocol_number(monkeypatch: pytest.MonkeyPatch) -> None:
     dialler = Side(initiate(HELLO, None, "rank 0 (a:1)"))
-    monkeypatch.setattr(handshake, "PROTOCOL", 7)
+    another = PROTOCOL + 1
+    monkeypatch.setattr(handshake, "PROTOCOL", another)
     listener = Side(respond(Terms(), "b:2", accept))
     first = dialler.run()
     listener.inbox += first
     second = listener.run()
-    assert str(listener.outcome).startswith(f"b:2 speaks protocol {PROTOCOL} and this rank protocol 7;")
+    assert str(listener.outcome).startswith(f"b:2 speaks protocol {PROTOCOL} and this rank protocol {another};")
     monkeypatch.setattr(handshake, "PROTOCOL", PROTOCOL)
     dialler.inbox += second
     dialler.run()
-    assert str(dialler.outcome).startswith(f"rank 0 (a:1) speaks protocol 7 and this rank protocol {PROTOCOL};")
+    assert str(dialler.outcome).startswith(f"rank 0 (a:1) speaks protocol {another} and this rank protocol {PROTOCOL};")
 
 
 def test_a_replay_yields_no_link() -> None:

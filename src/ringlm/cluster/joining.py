@@ -16,10 +16,11 @@ from typing import NamedTuple
 import msgspec
 
 from ringlm.cluster.agreement import Capabilities
-from ringlm.errors import ConfigError, ConnectError, PeerLostError
+from ringlm.errors import ConfigError, ConnectError, PeerLostError, RingError
 from ringlm.ring.address import Address, interface_address
 from ringlm.ring.cards import Port, reached
 from ringlm.ring.config import RingConfig
+from ringlm.ring.gauge import Reading, gauge
 from ringlm.ring.handshake import Handshake, Hello, Place, initiate
 from ringlm.ring.seal import Connection, Seal, overhead, pack, unpack
 from ringlm.ring.sockets import dial
@@ -68,7 +69,28 @@ class Beat(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
     """Alive. Sent by both sides, every second."""
 
 
-Word = Offer | Member | Assignment | End | Beat
+class Gauge(msgspec.Struct, frozen=True, array_like=True, tag="gauge"):
+    """Rank 0 wants the link to another that waits to be measured, who listens at one of these addresses."""
+
+    addresses: list[tuple[str, Port]]
+
+
+class Gauged(msgspec.Struct, frozen=True, array_like=True, tag="gauged"):
+    """The answer to it; `reading` None: `why` there is none."""
+
+    reading: Reading | None
+    why: str = ""
+
+    @classmethod
+    def by(cls, config: RingConfig, word: Gauge) -> Gauged:
+        """Measure the link. What keeps that from being done is in the answer."""
+        try:
+            return cls(gauge([Address(*one) for one in word.addresses], config))
+        except RingError as error:
+            return cls(None, str(error))
+
+
+Word = Offer | Member | Assignment | End | Beat | Gauge | Gauged
 _decoder: msgspec.msgpack.Decoder[Word] = msgspec.msgpack.Decoder(Word)
 
 
@@ -203,6 +225,8 @@ def join(
             line.say(member(rank, epoch, line.sock))
             while True:
                 word = line.hear()
+                if isinstance(word, Gauge):
+                    line.say(Gauged.by(config, word))
                 if isinstance(word, Assignment):
                     right = [Address(*one) for one in word.right]
                     if word.rank == word.world_size - 1:  # whose right neighbour is rank 0, which was reached before

@@ -59,6 +59,16 @@ class RankReport(msgspec.Struct, frozen=True):
     peak_bytes: int
 
 
+class MeasuredLink(msgspec.Struct, frozen=True):
+    """What was measured between two ranks, the lower first, of different hosts, before ranks were given."""
+
+    rank: int
+    other: int
+    round_trip_s: float
+    to_other_bytes_per_s: float
+    from_other_bytes_per_s: float
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """Every rank has loaded, for the first time or again. What the frontend may promise from here on."""
 
@@ -72,6 +82,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     ranks: list[RankReport]
     epoch: int = 0
     recoveries: int = 0  # how often the ring was formed again
+    measured: list[MeasuredLink] = []
 
 
 class Recovering(msgspec.Struct, frozen=True, tag=True):

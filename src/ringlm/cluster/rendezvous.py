@@ -11,12 +11,24 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from ringlm.cluster.joining import BEAT_S, SILENCE_S, Assignment, Beat, End, Inbox, Member, Offer, frame
+from ringlm.cluster.joining import (
+    BEAT_S,
+    SILENCE_S,
+    Assignment,
+    Beat,
+    End,
+    Gauge,
+    Gauged,
+    Inbox,
+    Member,
+    Offer,
+    frame,
+)
 from ringlm.errors import ConfigError, ConnectError, RingError, RingLMError
 from ringlm.ring.handshake import Hello, Place, RefusedError, differing
 from ringlm.ring.listener import Listener
@@ -42,6 +54,7 @@ class _Guest:
         self.sock, self.seal = link
         self.inbox = Inbox(link)
         self.member: Member | None = None
+        self.gauged: Gauged | None = None  # its answer, once it has been asked
         self.heard = time.monotonic()
         self.seated = False  # it has been given a rank, and leaves
 
@@ -110,6 +123,27 @@ class Rendezvous:
                 if waited_s >= timeout_s:
                     raise ConnectError(f"{len(present)} joined within {timeout_s:g} s, which are too few.")
                 self._changed.wait(min(0.25, timeout_s - waited_s))
+
+    def ask(self, questions: Sequence[tuple[Member, Gauge]]) -> None:
+        """Have members measure links, all at once."""
+        with self._changed:
+            for guest in self._guests:
+                for member, word in questions:
+                    if guest.member is member:
+                        guest.gauged = None
+                        _say(guest, word)  # one that has just left answers nothing
+
+    def answers(self, members: Sequence[Member], timeout_s: float) -> list[Gauged]:
+        """What they have to say, those who have been asked; whoever has left or is too slow gives a reason only."""
+        stop = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                here = {id(guest.member): guest for guest in self._guests}
+                asked = [here.get(id(member)) for member in members]
+                missing = [guest for guest in asked if guest is not None and guest.gauged is None]
+                if not missing or not self._changed.wait(max(0.0, stop - time.monotonic())):
+                    silent = Gauged(None, "who was to measure it did not answer.")
+                    return [silent if guest is None else guest.gauged or silent for guest in asked]
 
     def seat(self, member: Member, assignment: Assignment) -> None:
         """Give a member of those gathered its rank."""
@@ -228,6 +262,10 @@ class Rendezvous:
                     return False
                 with self._changed:
                     guest.member = word
+                    self._changed.notify_all()
+            elif isinstance(word, Gauged):
+                with self._changed:
+                    guest.gauged = word
                     self._changed.notify_all()
         return True
 

@@ -17,12 +17,15 @@ import msgspec
 from ringlm.cluster.agreement import check_daemon, check_memory, propose
 from ringlm.cluster.joining import Assignment, Member, Offer, join
 from ringlm.cluster.loading import Loader
+from ringlm.cluster.messages import MeasuredLink
+from ringlm.cluster.ordering import arrange
 from ringlm.cluster.rendezvous import Rendezvous
 from ringlm.cluster.settings import Settings
 from ringlm.errors import ConfigError, ConnectError, PeerError, PeerLostError
 from ringlm.ring import Heartbeat, Ring, RingConfig, connect
 from ringlm.ring.address import Address, network_id
 from ringlm.ring.forming import open_listener, own_place
+from ringlm.ring.gauge import Gauges
 from ringlm.ring.handshake import Place, RefusedError
 from ringlm.ring.listener import Listener
 
@@ -38,7 +41,8 @@ log = logging.getLogger("ringlm")
 
 class Seating:
     """A context manager: listens while it lasts. `rank`, `world_size` and `epoch` are those of the last ring, and
-    `settings` what this rank brings to its agreement. On rank 0 `tell` hears for how many ranks it waits, and where."""
+    `settings` what this rank brings to its agreement. On rank 0 `measured` are the links by which ranks were given, and
+    `tell` hears for how many ranks it waits, and where."""
 
     def __init__(self, loader: Loader, tell: Callable[[str], None]) -> None:
         spec = loader.spec
@@ -55,13 +59,16 @@ class Seating:
         self._slots = list(range(self._whole))  # by rank, its place among the weights of --split
         self._first = [] if spec.join is None else [spec.join]  # where rank 0 listens
         self._alone = self._whole == 1 and spec.join is None
+        self.measured: list[MeasuredLink] = []
         self._rendezvous: Rendezvous | None = None
         self._listener: Listener | None = None
+        self._gauges = Gauges()
 
     def __enter__(self) -> Seating:
         spec = self.spec
         if not self._alone:
             self._listener = open_listener(self._config)
+            self._listener.gauges = self._gauges
             if self.leads and (spec.awaits or spec.rejoin_timeout_s > 0):
                 offer = Offer(spec.asked or spec.model, self._whole)
                 self._rendezvous = Rendezvous(
@@ -76,6 +83,7 @@ class Seating:
             self._rendezvous.close("rank 0 has ended." if error is None else f"rank 0 has ended: {error}")
         if self._listener is not None:
             self._listener.close()
+        self._gauges.close()
 
     def first(self, heartbeat: Heartbeat) -> Ring | None:
         """The ring that this rank was started for; None for a rank alone. Raises ConfigError, ConnectError or
@@ -207,13 +215,14 @@ class Seating:
             return sorted(present, key=lambda member: member.rank)
 
         chosen, epoch = self._rendezvous.gather(choose, self.epoch, timeout_s)
+        own = self._rendezvous.place(own_place(self._config, self._listener.port, []))
+        chosen, self.measured = arrange(self._rendezvous, own, chosen, self._config, self.measured)
         self._slots = slots_of(chosen, self._slots, self._whole)
         self.settings = self._shared(self._slots)
         world_size = len(chosen) + 1
         if world_size == 1:
             self.rank, self.world_size, self.epoch = 0, 1, epoch
             return None
-        own = self._rendezvous.place(own_place(self._config, self._listener.port, []))
         places = [own, *(member.place for member in chosen)]
         rights = [_reachable(places[(rank + 1) % world_size], places[rank]) for rank in range(world_size)]
         for rank, member in enumerate(chosen, 1):

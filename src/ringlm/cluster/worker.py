@@ -117,7 +117,7 @@ class Worker:
     def _work(self, loaded: Loaded, seating: Seating) -> None:
         self.comm, self._since = loaded.comm, time.monotonic()
         self._computed_s = lambda: loaded.runner.computed_s
-        ready = msgspec.structs.replace(loaded.ready, recoveries=self._recoveries)
+        ready = msgspec.structs.replace(loaded.ready, recoveries=self._recoveries, measured=seating.measured)
         if self.leader is not None:
             self.leader.lead(loaded._replace(ready=ready), self.ring, seating.spares)
         else:

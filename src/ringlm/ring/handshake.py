@@ -27,7 +27,7 @@ from ringlm.errors import AuthenticationError, ConnectError
 from ringlm.ring.address import Address, is_loopback
 from ringlm.ring.seal import Keys, Mode, Seal
 
-PROTOCOL = 6
+PROTOCOL = 7
 MAGIC = b"ringlm"
 MAX_MESSAGE = 2048
 _SECRET_FLAG = 1
@@ -37,8 +37,8 @@ Handshake = Generator[int | bytes, bytes, Any]  # returns what was Agreed
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
-    """What a dialler says of itself. `purpose` is ring, mesh, control, relay or join; `to` is the rank it wants, and
-    `beyond`, of a relay, the one to which that is to lead. Who joins is of no rank yet, -1, or tells its last one.
+    """What a dialler says of itself. `purpose` is ring, mesh, control, relay, join or gauge; `to` is the rank it wants,
+    and `beyond`, of a relay, the one to which that is to lead. Who joins is of no rank yet, -1, or tells its last one.
     `seal` is what it was told of sealing, if anything, and `far`: the link leaves this machine, as far as the dialler
     can see."""
 
@@ -224,8 +224,9 @@ def respond(terms: Terms, peer: str, admit: Callable[[Hello], int], far: bool = 
 
 def _sealing(hello: Hello, rank: int, terms: Terms, far: bool) -> Mode:
     """How a link is sealed: as either end was told, else if it leaves the machine. What comes through a relay, and does
-    leave it, is sealed by its ends. Raises RefusedError where they were told differently."""
-    if terms.secret is None or hello.purpose == "relay":
+    leave it, is sealed by its ends; what a gauge sends means nothing. Raises RefusedError where they were told
+    differently."""
+    if terms.secret is None or hello.purpose in ("relay", "gauge"):
         return "off"
     if hello.seal and terms.seal and hello.seal != terms.seal:
         raise RefusedError(

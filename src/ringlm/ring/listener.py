@@ -98,14 +98,16 @@ class _Pending:
 
 
 class Listener:
-    """Accepts links on `sockets` until closed; whose they are is for `door` to say, of the links of a ring, and for
-    `lobby`, of those who want to join one. `join_at` is where a rank that comes too late for the ring may join."""
+    """Accepts links on `sockets` until closed; whose they are is for `door` to say, of the links of a ring, for
+    `lobby`, of those who want to join one, and for `gauges`, of those that only measure. `join_at` is where a rank that
+    comes too late for the ring may join."""
 
     def __init__(self, sockets: list[socket.socket], terms: Terms) -> None:
         self.port = int(sockets[0].getsockname()[1])
         self.terms = terms
         self.door: Reception | None = None
         self.lobby: Reception | None = None
+        self.gauges: Reception | None = None
         self.join_at: Place | None = None
         self._sockets = sockets
         self._closed = False
@@ -124,6 +126,8 @@ class Listener:
                 # It has just been started, or will be: who was in its ring waits for that.
                 raise RefusedError(why, final=self.door is not None and not hello.epoch)
             return self.lobby
+        if hello.purpose == "gauge" and self.gauges is not None:
+            return self.gauges
         if self.door is None:
             raise RefusedError("no ring is being formed here yet.", final=False)
         return self.door

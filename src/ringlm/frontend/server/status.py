@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ringlm.cluster.messages import LinkStats
+from ringlm.cluster.messages import LinkStats, MeasuredLink
 from ringlm.frontend.server.responses import encoded
 from ringlm.frontend.server.service import Service
 
@@ -74,7 +74,8 @@ class Steps(msgspec.Struct, kw_only=True):
 class RingReport(msgspec.Struct, kw_only=True):
     """The ring and how it does; the last seven are null until the engine has worked. In another `epoch` than before it
     has been formed again, which `recoveries` counts; while it is `recovering`, `reason` says why, and `ranks` are those
-    of before. `spares` wait to take the place of a lost rank."""
+    of before. `spares` wait to take the place of a lost rank. `measured` are the links by which ranks were given to
+    those who had joined."""
 
     model: str
     state: Literal["ready", "recovering"]
@@ -87,6 +88,7 @@ class RingReport(msgspec.Struct, kw_only=True):
     context: int
     ranks: list[Rank]
     tokens_per_s: float
+    measured: list[MeasuredLink] = []
     spares: int | None = None
     running: int | None = None
     waiting: int | None = None
@@ -150,6 +152,7 @@ async def ring(request: Request, service: Service) -> Response:
             )
             for rank, each in enumerate(ready.ranks)
         ],
+        measured=ready.measured,
         tokens_per_s=round(service.monitor.tokens_per_s, 2),
     )
     if stats is not None:
