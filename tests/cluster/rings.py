@@ -1,79 +1,37 @@
-"""Rings of real processes, wired as in two terminals, and a relay that cuts or freezes a link."""
+"""Rings of real processes, wired as in two terminals, or with a relay between any two of them."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
-import socket
 import subprocess
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from unittest import mock
 
 from ringlm.cluster import spec
 from ringlm.cluster.client import EngineClient
 from ringlm.cluster.local import local_ring
+from ringlm.cluster.messages import Progress
 from ringlm.cluster.settings import Settings
 from ringlm.cluster.spec import EngineSpec
-from ringlm.ring.address import Address
+from tests.cables import Cables, Relay
 
-
-class Relay:
-    """Forwards TCP connections to `port` until it is cut (both ends closed) or frozen (bytes stay away)."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listening.getsockname()[1]
-        self._sockets: list[socket.socket] = []
-        self._frozen = threading.Event()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self) -> None:
-        """Close every connection, and take no more."""
-        self._listening.close()
-        for sock in self._sockets:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
-    def freeze(self) -> None:
-        """Let nothing through any more, and tell nobody."""
-        self._frozen.set()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listening.accept()
-                try:
-                    far = socket.create_connection(("127.0.0.1", self._target), 5.0)
-                except OSError:
-                    near.close()  # nobody there yet; the dialler tries again
-                    continue
-                self._sockets += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
-
-    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                while self._frozen.is_set():
-                    time.sleep(0.05)
-                sink.sendall(data)
-        for sock in (source, sink):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+CABLED = Path(__file__).parents[1] / "cabled"
 
 
 class Daemon:
     """A rank other than 0 in a process of its own; what it says on stderr is kept."""
 
-    def __init__(self, engine: EngineSpec, log: Path) -> None:
+    def __init__(self, engine: EngineSpec, log: Path, environment: Mapping[str, str]) -> None:
         arguments, fd = spec.command(engine)
         self.log = log
         with log.open("wb") as stderr:
-            self.process = subprocess.Popen(arguments, pass_fds=(fd,), stdin=subprocess.DEVNULL, stderr=stderr)
+            self.process = subprocess.Popen(
+                arguments, pass_fds=(fd,), stdin=subprocess.DEVNULL, stderr=stderr, env=os.environ | environment
+            )
         os.close(fd)
 
     def said(self) -> str:
@@ -88,10 +46,19 @@ class Daemon:
 
 
 class ProcessRing:
-    """A started ring: `client` is rank 0's, `daemons` are the others by rank - 1; `specs` is what each was given."""
+    """A ring: `client` is rank 0's, `daemons` are the others by rank - 1; `specs` is what each was given, `environment`
+    what all were, and `relays` those between them, by who dials whom."""
 
-    def __init__(self, specs: list[EngineSpec], tmp_path: Path) -> None:
+    def __init__(
+        self,
+        specs: list[EngineSpec],
+        tmp_path: Path,
+        relays: Mapping[tuple[int, int], Relay],
+        environment: Mapping[str, str],
+    ) -> None:
         self.specs = specs
+        self.relays = relays
+        self._shared = environment
         self._tmp_path = tmp_path
         self._started: list[Daemon] = []
         self.daemons: list[Daemon] = []
@@ -100,11 +67,16 @@ class ProcessRing:
     def start(self) -> None:
         """All ranks; returns once they are ready."""
         self.daemons += [self.daemon(engine) for engine in self.specs[1:]]
-        self.client = EngineClient.start(self.specs[0])
+        self.start_first()
+
+    def start_first(self, on_progress: Callable[[Progress], None] | None = None) -> None:
+        """Rank 0; returns once all ranks are ready."""
+        with mock.patch.dict(os.environ, self._environment(self.specs[0])):
+            self.client = EngineClient.start(self.specs[0], on_progress)
 
     def daemon(self, engine: EngineSpec) -> Daemon:
         """One more process of the ring, that ends with it."""
-        daemon = Daemon(engine, self._tmp_path / f"daemon{len(self._started)}.log")
+        daemon = Daemon(engine, self._tmp_path / f"daemon{len(self._started)}.log", self._environment(engine))
         self._started.append(daemon)
         return daemon
 
@@ -116,6 +88,13 @@ class ProcessRing:
         """Of the engine process of `rank`."""
         return self.client._processes[0].pid if rank == 0 else self.daemons[rank - 1].process.pid
 
+    def _environment(self, engine: EngineSpec) -> dict[str, str]:
+        """With what makes that rank dial the others through their relays."""
+        own = None if engine.ring is None else engine.ring.rank
+        ways = [f"{_port(self.specs[to])}:{relay.port}" for (by, to), relay in self.relays.items() if by == own]
+        cabled = {"PYTHONPATH": str(CABLED), "RINGLM_TEST_RELAYS": ",".join(ways)} if ways else {}
+        return {**self._shared, **cabled}
+
     def close(self) -> None:
         """End all."""
         if hasattr(self, "client"):
@@ -126,6 +105,31 @@ class ProcessRing:
             daemon.kill()
 
 
+def _port(engine: EngineSpec) -> int:
+    assert engine.ring is not None
+    return engine.ring.port
+
+
+def new_ring(
+    model: str,
+    world_size: int,
+    tmp_path: Path,
+    *,
+    settings: Settings,
+    cables: Cables | None = None,
+    rejoin_timeout_s: float = 0.0,
+    environment: Mapping[str, str] | None = None,
+) -> ProcessRing:
+    """A ring that is yet to be started. With `cables` there is a relay for everybody who dials somebody."""
+    specs = [
+        EngineSpec(model=model, settings=settings, ring=ring, threads=1, rejoin_timeout_s=rejoin_timeout_s)
+        for ring in local_ring(world_size)
+    ]
+    pairs = itertools.permutations(range(world_size), 2) if cables is not None else ()
+    relays = {(by, to): cables.relay(_port(specs[to])) for by, to in pairs if cables}
+    return ProcessRing(specs, tmp_path, relays, environment or {})
+
+
 @contextlib.contextmanager
 def process_ring(
     model: str,
@@ -133,21 +137,11 @@ def process_ring(
     tmp_path: Path,
     *,
     settings: Settings,
-    relays: list[Relay] | None = None,
+    cables: Cables | None = None,
     rejoin_timeout_s: float = 0.0,
 ) -> Iterator[ProcessRing]:
-    """A ring of processes; all are ended at the end. With a list of `relays`, to which they are added, every
-    rank dials its right neighbour through one, and so do all others who dial that rank."""
-    rings = local_ring(world_size)
-    if relays is not None:
-        relays += [Relay(ring.port) for ring in rings]
-        rights = [Address("127.0.0.1", relays[(rank + 1) % world_size].port) for rank in range(world_size)]
-        rings = [ring.replace(right=right) for ring, right in zip(rings, rights, strict=True)]
-    specs = [
-        EngineSpec(model=model, settings=settings, ring=ring, threads=1, rejoin_timeout_s=rejoin_timeout_s)
-        for ring in rings
-    ]
-    ring = ProcessRing(specs, tmp_path)
+    """A ring of processes, as `new_ring` makes it; all are ended at the end."""
+    ring = new_ring(model, world_size, tmp_path, settings=settings, cables=cables, rejoin_timeout_s=rejoin_timeout_s)
     try:
         ring.start()
         yield ring

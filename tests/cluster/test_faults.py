@@ -12,7 +12,8 @@ import pytest
 from ringlm.cluster.settings import Settings
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import PeerLostError
-from tests.cluster.rings import ProcessRing, Relay, process_ring
+from tests.cables import Cables
+from tests.cluster.rings import ProcessRing, process_ring
 
 WITHIN_S = 10.0
 ENDLESS = SamplingParams(max_tokens=4000, temperature=0, ignore_eos=True)
@@ -54,14 +55,16 @@ def test_a_killed_or_stopped_rank_is_named_by_all(
         assert_survivors_name(ring, victim, time.monotonic())
 
 
-@pytest.mark.parametrize("how", ["cut", "freeze"])
+@pytest.mark.parametrize("how", ["cut", "frozen"])
 def test_a_rank_behind_a_cut_or_frozen_cable_is_named(tiny_llama: Path, tmp_path: Path, how: str) -> None:
-    relays: list[Relay] = []
-    with process_ring(str(tiny_llama), 2, tmp_path, settings=SETTINGS, relays=relays) as ring:
+    with Cables() as cables, process_ring(str(tiny_llama), 2, tmp_path, settings=SETTINGS, cables=cables) as ring:
         answer(ring)
         since = time.monotonic()
-        for relay in relays:
-            getattr(relay, how)()
+        for relay in ring.relays.values():
+            if how == "cut":
+                relay.cut()
+            else:
+                relay.weather.stalled = True
         assert_survivors_name(ring, 1, since)
 
 
