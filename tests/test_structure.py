@@ -19,6 +19,7 @@ BELOW = {
     "models": {"weights", "parallel"},
     "weights": set(),
     "parallel": set(),
+    "torch": {"ring"},
     "ring": set(),
 }
 ANYWHERE = {"errors", "logs", "paths"}

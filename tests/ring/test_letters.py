@@ -79,8 +79,8 @@ def test_two_ranks_that_send_at_once_and_receive_then(rings: list[Ring]) -> None
         peer = 1 - ring.rank
         if peer < 0:
             return 0.0
-        ring.send(number(ring.rank, 3_000_000), peer)
-        return received(ring, peer, 0, 3_000_000)[1]
+        ring.send(number(ring.rank, 1_500_000), peer)
+        return received(ring, peer, 0, 1_500_000)[1]
 
     assert each(rings, work) == [1.0, 0.0, 0.0]
 

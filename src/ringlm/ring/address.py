@@ -94,6 +94,14 @@ def own_address() -> str:
             return socket.gethostname()
 
 
+def address_towards(other: Address) -> str:
+    """The address of this machine from which `other` is reached. Raises OSError."""
+    family = socket.getaddrinfo(other.host, other.port, type=socket.SOCK_DGRAM)[0][0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting UDP sends nothing
+        probe.connect(tuple(other))
+        return str(probe.getsockname()[0])
+
+
 def local_addresses() -> list[str]:
     """The IPv4 addresses of this machine's interfaces, where the system tells (Linux)."""
     found = []

@@ -16,8 +16,10 @@ import torch
 from ringlm.errors import PeerError, RingLMError
 from ringlm.ring import combine, letters, reducing, wire
 from ringlm.ring.algorithms import Limits, Topology, choose
+from ringlm.ring.background import Handle
 from ringlm.ring.devices import Staging
 from ringlm.ring.lane import Room
+from ringlm.ring.mailbox import Wanted
 from ringlm.ring.mesh import Mesh
 from ringlm.ring.wire import MAX_MESSAGE_BYTES, Operation, pack_call
 
@@ -173,16 +175,32 @@ class Collectives:
 
         Letters of one rank with one tag arrive in the order in which they were sent.
         """
-        if source is not None:
-            self._check_peer(source)
-        (flat,) = self._staging.take([tensor], read=False)
-        calls = {peer: self._letter(flat, peer, tag) for peer in (self._others if source is None else (source,))}
-        into = wire.view(flat)
-        found = self._guard(
-            next(iter(calls.values())), lambda _, deadline: letters.fetch(self._mesh, calls, into, deadline)
-        )
-        self._staging.give(tensor, flat)
-        return found
+        here: list[int] = []
+        call, wanted = self._want(tensor, source, tag, lambda: here.append(0))
+
+        def move(call: bytes, deadline: float) -> None:
+            letters.want(self._mesh, wanted)
+            letters.fetch(self._mesh, wanted, lambda: bool(here), deadline)
+
+        self._guard(call, move)
+        return self._received(tensor, wanted)
+
+    def expect(self, tensor: torch.Tensor, source: int | None = None, tag: int = 0) -> Handle[int]:
+        """`recv` that waits for its letter beside all that is submitted: what follows it need not wait for it."""
+        handle: Handle[int] = Handle()
+
+        def begin() -> None:
+            try:
+                call, wanted = self._want(
+                    tensor, source, tag, lambda: handle.finish(lambda: self._received(tensor, wanted))
+                )
+                self._guard(call, lambda _, __: letters.want(self._mesh, wanted))
+            except BaseException as error:  # noqa: BLE001  it is raised where it is waited for
+                handle.fail(error)
+
+        self._ring.expects(handle)
+        self._ring.submit(begin)
+        return handle
 
     def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
         """Rank `root`'s `data` on every rank, 256 MiB at most; the others pass None."""
@@ -318,6 +336,12 @@ class Collectives:
 
     def _guard(self, call: bytes, move: Callable[..., _T], *arguments: object) -> _T:
         """One call, `move` of the arguments, the call and the deadline, whose failure ends the ring."""
+        if self._ring.background is None:
+            return self._guarded(call, move, *arguments)
+        with self._ring.background:
+            return self._guarded(call, move, *arguments)
+
+    def _guarded(self, call: bytes, move: Callable[..., _T], *arguments: object) -> _T:
         ring = self._ring
         started = time.perf_counter()
         ring.call = call
@@ -360,6 +384,22 @@ class Collectives:
         if code is None:
             raise ValueError(f"the ring does not carry {dtype}; it carries {', '.join(map(str, wire.DTYPES))}.")
         return code
+
+    def _want(
+        self, tensor: torch.Tensor, source: int | None, tag: int, arrived: Callable[[], None]
+    ) -> tuple[bytes, Wanted]:
+        """A receive into `tensor`, or into host memory for it, and its call."""
+        if source is not None:
+            self._check_peer(source)
+        (flat,) = self._staging.take([tensor], read=False)
+        calls = {peer: self._letter(flat, peer, tag) for peer in (self._others if source is None else (source,))}
+        return next(iter(calls.values())), Wanted(calls, flat, arrived)
+
+    def _received(self, tensor: torch.Tensor, wanted: Wanted) -> int:
+        """The letter in its place; whose it was."""
+        self._staging.give(tensor, wanted.flat)
+        assert wanted.source is not None
+        return wanted.source
 
     def _check_peer(self, rank: int) -> None:
         if rank not in self._mesh.links:

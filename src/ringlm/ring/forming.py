@@ -23,6 +23,7 @@ import msgspec
 from ringlm.errors import AuthenticationError, ConfigError, ConnectError, RingError
 from ringlm.ring.address import (
     Address,
+    address_towards,
     interface_address,
     is_loopback,
     local_addresses,
@@ -312,7 +313,7 @@ class _Forming:
             )
             # torchrun's store outlives a ring: the addresses of the next one have other names.
             ring = f"ringlm/{run}/{store.add(f'ringlm/{run}/rings of {config.rank}', 1)}"
-            own = Address(_local_host(master), self.port)
+            own = Address(address_towards(master), self.port)
             store.set(f"{ring}/{config.rank}", msgspec.json.encode(own).decode())
             host, port = msgspec.json.decode(store.get(f"{ring}/{right}"), type=tuple[str, Port])
             # The store's owner must not close it before everybody has read.
@@ -327,14 +328,6 @@ class _Forming:
         if config.secret is None and not is_loopback(host):
             raise ConfigError(f"rank {right} is at {host}; links beyond loopback need a shared RING_SECRET.")
         return Address(host, port)
-
-
-def _local_host(master: Address) -> str:
-    """The address of this machine from which the master is reached."""
-    family = socket.getaddrinfo(master.host, master.port, type=socket.SOCK_DGRAM)[0][0]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting UDP sends nothing
-        probe.connect(tuple(master))
-        return str(probe.getsockname()[0])
 
 
 def own_place(config: RingConfig, port: int, links: Sequence[socket.socket]) -> Place:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from ringlm.errors import CollectiveTimeoutError, DesyncError
 from ringlm.ring import wire
-from ringlm.ring.link import Letter, Link
+from ringlm.ring.link import Link
 from ringlm.ring.sockets import SPIN_S, yield_core
 from ringlm.ring.wire import CALL_BYTES
 
@@ -116,13 +116,12 @@ class Lane:
         self._in.append(_Expected(self._call, None, None, room))
 
     def receive_letter(self, call: bytes) -> None:
-        """Expect a letter, whose call this is, before all else; it goes to the mailbox."""
-        mailbox = self.link.mailbox
+        """Expect a letter, whose call this is, before all else; the mailbox knows where it goes."""
         try:
-            letter = Letter(call, mailbox.reserve(wire.Call.unpack(call).nbytes))
+            body, arrived = self.link.mailbox.place(call)
         except ValueError as error:
             raise self.desync(call, str(error)) from None
-        self._insert(call, memoryview(letter.body), lambda: mailbox.letters.append(letter))
+        self._insert(call, body, arrived)
 
     @property
     def sending(self) -> bool:
@@ -322,10 +321,11 @@ def pump(lanes: Sequence[Lane], deadline: float, *, received: bool = False) -> N
 
 
 class Patience:
-    """A wait with nothing to do: yield the core at first, then sleep until a link is ready."""
+    """A wait with nothing to do: yield the core at first, then sleep until a link is ready, or `awake` is."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, awake: socket.socket | None = None) -> None:
         self._deadline = deadline
+        self._awake = awake
         self._stop = 0.0
 
     def restart(self) -> None:
@@ -346,6 +346,8 @@ class Patience:
             yield_core()
             return
         poll = select.poll()
+        if self._awake is not None:
+            poll.register(self._awake, select.POLLIN)
         for link, read, write in links:
             if write and link.area is not None and link.area.full:
                 poll.register(link.area.credits, select.POLLIN)

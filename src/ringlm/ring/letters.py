@@ -1,102 +1,134 @@
 """Messages from one rank to another, with tags: `send` and `recv`.
 
 They share the links with the collectives, so a letter may arrive while its receiver is in something
-else: then it goes to the link's mailbox (`lane.Lane`), where `fetch` looks first.
+else: the link's mailbox (`mailbox.py`) knows where it goes. Who sends or awaits one takes those of all others
+meanwhile, since their senders may be what it waits for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import socket
+from collections.abc import Callable, Collection
 
+from ringlm.errors import PeerLostError
 from ringlm.ring import wire
 from ringlm.ring.lane import Lane, Patience
+from ringlm.ring.link import Link
+from ringlm.ring.mailbox import Wanted
 from ringlm.ring.mesh import Mesh
 
 
 def post(mesh: Mesh, to: int, data: memoryview, call: bytes, deadline: float) -> None:
-    """Send; and take letters meanwhile, since the receiver may be sending too, and wait for this rank."""
-    lane = mesh.lane(to, call)
-    lane.send(data)
-    wait = Patience(deadline)
-    while True:
-        head = b"" if lane.receiving else _head(lane)
-        if head and wire.is_letter(head):
-            lane.receive_letter(head)
-        moved = lane.move()
-        if not lane.sending and not lane.receiving:
-            return
-        if moved:
-            wait.restart()
-        else:
-            wait.turn([(lane.link, lane.receiving or not head, lane.sending)], lane.link)
+    """Send to rank `to`."""
+    lanes = mesh.lanes(call)
+    lanes[to].send(data)
+    late = mesh.links[to]
+    _attend(list(lanes.values()), deadline, lambda: not lanes[to].sending, lambda link: link is late, late)
 
 
-def fetch(mesh: Mesh, calls: Mapping[int, bytes], into: memoryview, deadline: float) -> int:
-    """Fill `into` with the first letter that is one of `calls`, by source; the rank it came from.
+def want(mesh: Mesh, wanted: Wanted) -> None:
+    """Give `wanted` the first letter that is here, or tell the mailboxes who waits for it.
 
-    Raises DesyncError for a letter of the right tag and another size or dtype, and where something else
-    than a letter comes from the only source.
+    Raises DesyncError for one of the right tag and another size or dtype.
     """
-    lanes = {source: mesh.lane(source, call) for source, call in calls.items()}
-    wait = Patience(deadline)
-    got: list[int] = []
-    promised = False  # a letter is here, or on its way to its place
+    for source, call in wanted.calls.items():
+        mailbox = mesh.links[source].mailbox
+        letter = mailbox.find(call)
+        if letter is not None:
+            if letter.call != call:
+                raise mesh.lane(source, call).desync(letter.call)
+            wanted.into[:] = mailbox.take(letter)
+            wanted.source = source
+            wanted.arrived()
+            return
+    for source in wanted.calls:
+        mesh.links[source].mailbox.wanted.append((wanted, source))
+
+
+def fetch(mesh: Mesh, wanted: Wanted, arrived: Callable[[], bool], deadline: float) -> None:
+    """Wait until the letter that was wanted has `arrived`.
+
+    Raises DesyncError where something else than a letter comes from the only source.
+    """
+    source, call = next(iter(wanted.calls.items()))
+    late, only = mesh.links[source], len(wanted.calls) == 1
+    lanes = list(mesh.lanes(call).values())
+    _attend(lanes, deadline, arrived, lambda link: only and link is late, late, strict=True)
+
+
+def attend(links: Collection[Link], frame_bytes: int, rank: int, awake: socket.socket) -> None:
+    """Take letters as they come, until none is wanted, or something has come to `awake`, which is read.
+
+    Raises PeerLostError where one that is wanted can come no more.
+    """
+    if not links:
+        return
+    woken = False
+
+    def done() -> bool:
+        nonlocal woken
+        with contextlib.suppress(BlockingIOError):
+            woken = bool(awake.recv(64)) or woken
+        return woken or not any(link.mailbox.waiting() for link in links)
+
+    def needed(link: Link) -> bool:
+        return any(len(wanted.calls) == 1 for wanted in link.mailbox.waiting())
+
+    lanes = [Lane(link, b"", frame_bytes, rank) for link in links]
+    _attend(lanes, float("inf"), done, needed, lanes[0].link, awake=awake)
+
+
+def _attend(
+    lanes: list[Lane],
+    deadline: float,
+    done: Callable[[], bool],
+    needed: Callable[[Link], bool],
+    late: Link,
+    *,
+    strict: bool = False,
+    awake: socket.socket | None = None,
+) -> None:
+    """Send what the lanes hold and take letters, until `done` and no letter is here in part. `late` is who is named at
+    the deadline. A link that has ended is forgotten, unless it is `needed`; with `strict` nothing but letters may come
+    from those that are."""
+    wait = Patience(deadline, awake)
     while True:
-        busy = set()  # links on which something else than a letter waits for another call
-        for source, lane in lanes.items():
-            if promised or lane.receiving:
-                continue
-            if _from_mailbox(lane, calls[source], into):
-                got.append(source)
-                promised = True
-            elif head := _head(lane):
-                if not wire.is_letter(head):
-                    if len(lanes) == 1:
-                        raise lane.desync(head)
-                    busy.add(source)
-                elif _answers(lane, head, calls[source]):
-                    lane.receive(into, then=lambda source=source: got.append(source))  # type: ignore[misc]
-                    promised = True
-                else:
-                    lane.receive_letter(head)
         moved = False
-        for lane in lanes.values():
+        for lane in lanes:
             moved |= lane.move()
-        behind = [lane.link for lane in lanes.values() if lane.receiving]
-        if got and not behind:
-            return got[0]
-        if moved:
+        whole = not any(lane.receiving for lane in lanes)
+        if moved and not whole:
             wait.restart()
+            continue
+        ended = done()
+        if ended and whole:
+            return
+        busy = lanes if ended else _begin(lanes, needed, strict)
+        wait.turn([(lane.link, lane.receiving or lane not in busy, lane.sending) for lane in lanes], late)
+
+
+def _begin(lanes: list[Lane], needed: Callable[[Link], bool], strict: bool) -> list[Lane]:
+    """Begin with the letters that have come; the lanes where something else waits, for another call."""
+    busy = []
+    for lane in list(lanes):
+        if lane.receiving:
+            continue
+        try:
+            head = lane.link.peek()
+        except PeerLostError:
+            if needed(lane.link) or len(lanes) == 1:
+                raise
+            lanes.remove(lane)
+            continue
+        if len(head) < wire.CALL_BYTES:
+            continue
+        if not wire.intact(head):
+            raise lane.link.damaged(head)
+        if wire.is_letter(head):
+            lane.receive_letter(head)
+        elif strict and needed(lane.link):
+            raise lane.desync(head)
         else:
-            listening = [lane.link for source, lane in lanes.items() if source not in busy]
-            late = (behind or [lane.link for lane in lanes.values()])[0]
-            wait.turn([(link, True, False) for link in (behind if promised else listening)], late)
-
-
-def _head(lane: Lane) -> bytes:
-    """The call that comes next on a link that is between messages, if it is here."""
-    head = lane.link.peek()
-    if len(head) < wire.CALL_BYTES:
-        return b""
-    if not wire.intact(head):
-        raise lane.link.damaged(head)
-    return head
-
-
-def _from_mailbox(lane: Lane, call: bytes, into: memoryview) -> bool:
-    mailbox = lane.link.mailbox
-    for letter in mailbox.letters:
-        if _answers(lane, letter.call, call):
-            into[:] = mailbox.take(letter)
-            return True
-    return False
-
-
-def _answers(lane: Lane, theirs: bytes, call: bytes) -> bool:
-    """Whether a letter has the tag and the group that `call` asks for; the rest must be equal too then."""
-    letter, wanted = wire.Call.unpack(theirs), wire.Call.unpack(call)
-    if (letter.sequence, letter.group) != (wanted.sequence, wanted.group):
-        return False
-    if theirs != call:
-        raise lane.desync(theirs)
-    return True
+            busy.append(lane)
+    return busy

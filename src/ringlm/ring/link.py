@@ -11,43 +11,13 @@ import torch
 
 from ringlm.errors import PeerLostError
 from ringlm.ring import wire
+from ringlm.ring.mailbox import Mailbox
 from ringlm.ring.seal import TAG_BYTES, Connection
 from ringlm.ring.shared import Area
 from ringlm.ring.wire import CALL_BYTES, HEADER_BYTES
 
 _NOW = socket.MSG_DONTWAIT
 _MAX_SLICES = 64
-
-
-class Letter:
-    """A message of a `send` that came before its receiver asked for it."""
-
-    __slots__ = ("body", "call")
-
-    def __init__(self, call: bytes, body: bytearray) -> None:
-        self.call = call
-        self.body = body
-
-
-class Mailbox:
-    """The letters that have come and that nobody has asked for yet, `limit` bytes of them at most."""
-
-    def __init__(self, limit: int = wire.MAX_MESSAGE_BYTES) -> None:
-        self.letters: list[Letter] = []
-        self._room = limit
-
-    def reserve(self, nbytes: int) -> bytearray:
-        """Memory for a letter. Raises ValueError where there is no more room."""
-        if nbytes > self._room:
-            raise ValueError(f"{nbytes:,} bytes were sent that this rank has not asked for; call recv")
-        self._room -= nbytes
-        return bytearray(nbytes)
-
-    def take(self, letter: Letter) -> bytearray:
-        """Out of the box."""
-        self.letters.remove(letter)
-        self._room += len(letter.body)
-        return letter.body
 
 
 class Link:

@@ -5,6 +5,7 @@ What it does not know: models, requests, how the links came to be.
 
 from __future__ import annotations
 
+import socket
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from types import TracebackType
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from ringlm.errors import PeerError, PeerLostError, RingError
+from ringlm.ring import letters
 from ringlm.ring.address import is_loopback
 from ringlm.ring.admission import Admission
 from ringlm.ring.algorithms import Limits
@@ -80,7 +82,8 @@ class Ring(Collectives):
         self._door = door
         self._listener = listener  # one of its own, for this ring alone
         self._relays = relays
-        self._background: Background | None = None
+        self.background: Background | None = None
+        self._expected: list[Handle[int]] = []
         self._groups: dict[tuple[int, ...], int] = {}
         self._error: RingError | None = None
         self._closed = False
@@ -108,9 +111,15 @@ class Ring(Collectives):
         ring.all_reduce, tensor)`. Those submitted are made in order, and a call made directly follows them.
         """
         self.check()
-        if self._background is None:
-            self._background = Background()
-        return self._background.submit(partial(call, *arguments, **options))
+        return self.turn.submit(partial(call, *arguments, **options))
+
+    @property
+    def turn(self) -> Background:
+        """A context for one of several threads: what it calls directly follows all that was submitted, and nobody else
+        calls anything meanwhile."""
+        if self.background is None:
+            self.background = Background(self._attend, lambda: any(not handle.done() for handle in self._expected))
+        return self.background
 
     # -- ending --------------------------------------------------------------------------------
 
@@ -150,9 +159,10 @@ class Ring(Collectives):
         if self._closed:
             return
         self._closed = True
-        if self._background is not None:
-            self._background.close()
+        if self.background is not None:
+            self.background.close()
         self._error = self._error or RingError("the ring is closed.")
+        self._disappoint()
         if self._door is not None:
             self._door.close()
         if self._listener is not None:
@@ -178,8 +188,9 @@ class Ring(Collectives):
 
     def settle_down(self) -> None:
         """Let what is in the background finish. Raises what ended the ring."""
-        if self._background is not None:
-            self._background.drain()
+        if self.background is not None:
+            with self.background:
+                pass
         if self._error is not None:
             raise self._error.with_traceback(None)
 
@@ -192,3 +203,23 @@ class Ring(Collectives):
         self._error = error
         for link in self._links.values():
             link.shut()
+        self._disappoint()
+
+    def expects(self, handle: Handle[int]) -> None:
+        """A receive will wait for its letter while nothing else is done."""
+        self._expected = [*(one for one in self._expected if not one.done()), handle]
+
+    def _attend(self, awake: socket.socket) -> None:
+        """Take letters that are waited for while nothing else is done; see `letters.attend`."""
+        try:
+            letters.attend(self._links.values(), self._segment_bytes, self.rank, awake)
+        except PeerError as error:
+            self.settle(error)
+        except BaseException as error:
+            self.abort(last_words(error))
+            raise
+
+    def _disappoint(self) -> None:
+        """Tell who waits for a letter that none will come."""
+        for handle in self._expected:
+            handle.fail(self._error)
