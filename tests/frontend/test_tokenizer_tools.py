@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ringlm.errors import RequestError
 from ringlm.frontend.answer import ToolCallDelta
 from ringlm.frontend.model import Model
 from ringlm.frontend.tokenizer import Tokenizer
+from ringlm.frontend.tools.formats import ToolFormat, chosen_format
 from tests.frontend.tools import templates
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
@@ -29,8 +31,10 @@ def folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-def opened(folder: Path, template: str | dict[str, str], special: Sequence[str] = ()) -> Tokenizer:
-    found = Tokenizer.open(Model(folder, "plain"))
+def opened(
+    folder: Path, template: str | dict[str, str], special: Sequence[str] = (), calling: ToolFormat | None = None
+) -> Tokenizer:
+    found = Tokenizer.open(Model(folder, "plain"), calling=calling)
     assert found is not None
     found._fast.chat_template = template
     found._backend.add_special_tokens([AddedToken(token, special=True) for token in special])
@@ -61,6 +65,69 @@ def test_a_conversation_with_tools(folder: Path) -> None:
     assert "weather" not in text_of(found, found.chat([USER]))
 
 
+CITY = '{"city":  "Paris", "days": [1, null]}'  # with white space of the model's own
+JSON = '{"city": "Paris", "days": [1, null]}'
+
+
+@pytest.mark.parametrize("given", [CITY, json.loads(CITY)], ids=["as JSON", "as an object"])
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        ("HARMONY", f"<|start|>assistant to=functions.weather<|channel|>commentary json<|message|>{JSON}<|call|>"),
+        ("DEEPSEEK_V3", "<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\nGIVEN\n```<｜tool▁call▁end｜>"),
+        ("DEEPSEEK_V31", "<｜tool▁call▁begin｜>weather<｜tool▁sep｜>GIVEN<｜tool▁call▁end｜>"),
+        ("GLM", "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n"),
+        ("FUNCTOOLS", '{"name": "weather", "arguments": GIVEN}'),
+        ("GRANITE", f'<|tool_call|>[{{"name": "weather", "arguments": {JSON}}}]'),
+        ("GEMMA", """<|tool_call>call:weather{city:<|"|>Paris<|"|>,days:[1, None]}<tool_call|>"""),
+        ("QWEN", f'<tool_call>\n{{"name": "weather", "arguments": {JSON}}}\n</tool_call>'),
+    ],
+)
+def test_earlier_calls_in_every_template(folder: Path, template: str, shown: str, given: Any) -> None:
+    """Where a template makes text of the arguments, it gets what the model wrote; else the object."""
+    found = opened(folder, getattr(templates, template))
+    call = {"id": "123456789", "function": FUNCTION | {"arguments": given}}
+    result = RESULT | {"content": f"Sunny. {json.loads(CITY)}"}  # Python's spelling, by a tool of the user's
+    prompt = text_of(found, found.chat([USER, CALLED | {"tool_calls": [call]}, result], TOOLS))
+    assert shown.replace("GIVEN", given if isinstance(given, str) else JSON) in prompt
+    assert result["content"] in prompt
+
+
+def test_earlier_thoughts_of_a_call(folder: Path) -> None:
+    found = opened(folder, templates.HARMONY)
+    prompt = text_of(found, found.chat([USER, CALLED | {"reasoning_content": "Hm."}, RESULT], TOOLS))
+    assert "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.weather" in prompt
+    beside = found.chat([USER, CALLED | {"reasoning_content": "Hm.", "content": "I look."}, RESULT], TOOLS)
+    assert "<|channel|>analysis<|message|>I look.<|end|><|start|>assistant to=functions" in text_of(found, beside)
+
+
+def test_tools_in_the_system_message(folder: Path) -> None:
+    found = opened(folder, templates.PHI)
+    assert '<|tool|>[{"name": "weather"' in text_of(found, found.chat([USER], TOOLS))
+    prompt = text_of(found, found.chat([{"role": "system", "content": "Be brief."}, USER], TOOLS))
+    assert prompt.startswith('<|system|>Be brief.<|tool|>[{"name": "weather"')
+    assert prompt.count("<|system|>") == 1
+
+
+def test_answers_in_messages_with_tools_and_without(folder: Path) -> None:
+    special = ["<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>"]
+    found = opened(folder, templates.HARMONY, special)
+    answer = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
+    for tools in ([], TOOLS):
+        assert answered(found, answer, found.chat([USER], tools), tools) == ("Yes.", "Hm.", [])
+    assert set(found.encode("<|call|>")) <= set(found.eos_token_ids)
+
+
+def test_a_format_that_is_chosen(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text("call = '<call>{name}{arguments}</call>'\nreasoning = '<plan>{reasoning}</plan>'")
+    answer = '<plan>Hm.</plan>So: <call>weather{"city": "Paris"}</call>'
+    found = opened(folder, templates.OTHER, calling=chosen_format(str(path)))
+    text, thought, calls = answered(found, answer, found.chat([USER], TOOLS), TOOLS)
+    assert (text, thought, "".join(delta.arguments for delta in calls)) == ("So:", "Hm.", '{"city": "Paris"}')
+    assert answered(found, answer, found.chat([USER]), [])[0] == answer.removeprefix("<plan>Hm.</plan>")
+
+
 @pytest.mark.parametrize(
     ("template", "special", "answer"),
     [
@@ -68,6 +135,17 @@ def test_a_conversation_with_tools(folder: Path) -> None:
         (templates.QWEN, ["<tool_call>"], '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}'),
         (templates.LLAMA, ["<|python_tag|>"], '<|python_tag|>{"name": "weather", "parameters": {"city": "Paris"}}'),
         (templates.MISTRAL, ["[TOOL_CALLS]", "[ARGS]"], '[TOOL_CALLS]weather[ARGS]{"city": "Paris"}'),
+        (
+            templates.DEEPSEEK_V3,
+            ["<｜tool▁sep｜>", "<｜tool▁call▁begin｜>", "<｜tool▁calls▁begin｜>", "<think>", "</think>"],
+            "</think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n"
+            '{"city": "Paris"}\n```',
+        ),
+        (
+            templates.GEMMA,
+            ["<|tool_call>", "<tool_call|>", '<|"|>', "<|channel>", "<channel|>"],
+            '<channel|><|tool_call>call:weather{city:<|"|>Paris<|"|>}<tool_call|>',
+        ),
     ],
 )
 def test_an_answer_with_a_call(folder: Path, template: str, special: list[str], answer: str) -> None:

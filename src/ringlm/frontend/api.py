@@ -29,7 +29,8 @@ class LLM(ModelApi):
     it starts `tensor_parallel` ranks on this machine (1 when left out). With one (RING_*, or
     torchrun's) rank 0 returns; the others serve it and leave by SystemExit with status 0 at its end.
     `split` has one weight a rank; `context` is in tokens, prompt and answer together. `chat_template` is a file that
-    takes the place of the model's own template, `adapter` the folder of a LoRA adapter. A lost rank ends all; with
+    takes the place of the model's own template, `tool_format` of the format of calls that it has (docs/tools.md);
+    `adapter` is the folder of a LoRA adapter. A lost rank ends all; with
     `rejoin_timeout` it is awaited for so many seconds, and then the others go on without it where the model fits them.
 
     Raises ConfigError, ModelError, or the RingError that kept the ring from forming. Any thread may use it. Its

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 from ringlm.errors import RequestError
@@ -30,6 +30,27 @@ def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [_for_template(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
+def variants(messages: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """What `for_template` made, as templates may want it, the likeliest first: earlier calls with arguments that are
+    objects, or with JSON; all together, or each in a message of its own; with the thoughts before them, or without, as
+    GPT-OSS's does where there is text."""
+    if not any("tool_calls" in message for message in messages):
+        yield list(messages)
+        return
+    for thoughtful in (list(messages), [_without_thoughts(message) for message in messages]):
+        for apart in (thoughtful, one_call_each(thoughtful)):
+            yield apart
+            yield [_with_json(message) for message in apart]
+
+
+def shows_objects(messages: Sequence[dict[str, Any]], text: str) -> bool:
+    """Whether a rendered text has Python's spelling of arguments, other than in contents: its template wants JSON."""
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    spelled = {str(given) for call in calls if isinstance(given := call["function"]["arguments"], dict) and given}
+    contents = "\n".join(message["content"] for message in messages)
+    return any(text.count(spelling) > contents.count(spelling) for spelling in spelled)
+
+
 def one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same with no more than one call a message, and its result after each: some templates take no others."""
     apart: list[dict[str, Any]] = []
@@ -48,6 +69,15 @@ def one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         ids = {call.get("id") for call in calls}
         apart += [result for result in results if result.get("tool_call_id") not in ids]
     return apart
+
+
+def with_tools_inside(messages: Sequence[dict[str, Any]], tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """The same with the tools as JSON in the system message, where Phi-4-mini's template looks for them."""
+    given = list(messages)
+    if not (given and given[0].get("role") == "system"):
+        given.insert(0, {"role": "system", "content": "You are a helpful assistant with some tools."})
+    inside = json.dumps([tool["function"] for tool in tools], ensure_ascii=False)
+    return [{**given[0], "tools": inside}, *given[1:]]
 
 
 def schemas(tools: Sequence[Tool]) -> dict[str, Mapping[str, Any]]:
@@ -77,6 +107,21 @@ def _for_template(message: Message, where: str) -> dict[str, Any]:
     return plain
 
 
+def _without_thoughts(message: dict[str, Any]) -> dict[str, Any]:
+    thoughts = {"reasoning_content", "reasoning", "thinking"} if "tool_calls" in message and message["content"] else ()
+    return {key: value for key, value in message.items() if key not in thoughts}
+
+
+def _with_json(message: dict[str, Any]) -> dict[str, Any]:
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": call["function"]["arguments"].text}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
+
+
 def _text(content: Any, where: str) -> str:
     if content is None:  # beside tool calls
         return ""
@@ -103,9 +148,18 @@ def _with_object(call: Any, where: str) -> dict[str, Any]:
             pass
         case _:
             raise RequestError(f"{where}: a tool call is {call!r:.80}; it needs a function with a name and arguments.")
+    text = arguments if isinstance(arguments, str) else ""
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError, RecursionError):  # refused below, as it is
             arguments = json.loads(arguments or "{}")
     if not isinstance(arguments, Mapping):
         raise RequestError(f"{where}: the arguments of a tool call are {arguments!r:.80}; they must be a JSON object.")
-    return {**call, "function": {**function, "arguments": arguments}}
+    return {"type": "function", **call, "function": {**function, "arguments": _Arguments(arguments, text)}}
+
+
+class _Arguments(dict[str, Any]):
+    """The object, and the JSON that it came as: the model's own, whose tokens are in the cache."""
+
+    def __init__(self, arguments: Mapping[str, Any], text: str) -> None:
+        super().__init__(arguments)
+        self.text = text or json.dumps(self, ensure_ascii=False)

@@ -29,6 +29,7 @@ class ModelApi:
         context: int | None = None,
         split: Sequence[float] | None = None,
         chat_template: str | Path | None = None,
+        tool_format: str | None = None,
         adapter: str | Path | None = None,
         rejoin_timeout: float = 0.0,
     ) -> None:
@@ -39,6 +40,7 @@ class ModelApi:
                 str(model),
                 tensor_parallel,
                 chat_template,
+                tool_format,
                 backend=backend,
                 device=device,
                 dtype=dtype,
@@ -74,7 +76,13 @@ class ModelApi:
         return self._session.stats()
 
 
-def _open(model: str, tensor_parallel: int | None, chat_template: str | Path | None, **settings: Any) -> Session:
+def _open(
+    model: str,
+    tensor_parallel: int | None,
+    chat_template: str | Path | None,
+    tool_format: str | None,
+    **settings: Any,
+) -> Session:
     """Start a session; on a daemon's rank serve instead, and exit."""
     if tensor_parallel is not None and tensor_parallel < 1:
         raise ConfigError(f"tensor_parallel is {tensor_parallel}; it must be 1 or more.")
@@ -90,4 +98,5 @@ def _open(model: str, tensor_parallel: int | None, chat_template: str | Path | N
         from ringlm.cluster.client import run_rank
 
         sys.exit(run_rank(spec))
-    return Session.start(spec, files, chat_template=None if chat_template is None else Path(chat_template))
+    template = None if chat_template is None else Path(chat_template)
+    return Session.start(spec, files, chat_template=template, tool_format=tool_format)

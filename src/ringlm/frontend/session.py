@@ -24,6 +24,7 @@ from ringlm.frontend.params import check_tokens, for_engine
 from ringlm.frontend.reply import Reply
 from ringlm.frontend.stops import StopStrings
 from ringlm.frontend.switchboard import Engine, Switchboard
+from ringlm.frontend.tools.formats import chosen_format
 from ringlm.frontend.writer import Text, Writer
 
 if TYPE_CHECKING:
@@ -51,14 +52,16 @@ class Session:
         model: Model,
         on_progress: Callable[[Progress], None] | None = None,
         chat_template: Path | None = None,
+        tool_format: str | None = None,
     ) -> Session:
-        """Start an engine and read the tokenizer meanwhile, with another template than its own where one is given.
-        Raises the RingLMError that ended either."""
+        """Start an engine and read the tokenizer meanwhile, with another template than its own, or another format of
+        calls than that has, where they are given. Raises the RingLMError that ended either."""
         from ringlm.cluster.client import EngineClient
         from ringlm.frontend.tokenizer import Tokenizer
 
+        calling = None if tool_format is None else chosen_format(tool_format)
         with ThreadPoolExecutor(1, thread_name_prefix="ringlm-tokenizer") as pool:
-            tokenizer = pool.submit(Tokenizer.open, model, chat_template)
+            tokenizer = pool.submit(Tokenizer.open, model, chat_template, calling)
             engine = EngineClient.start(spec, on_progress)
             try:
                 return cls(engine, tokenizer.result())

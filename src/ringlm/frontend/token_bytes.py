@@ -31,8 +31,8 @@ def byte_alphabet() -> dict[str, int]:
 
 
 class TokenBytes:
-    """token_bytes[id] is what token `id` adds to the text; nothing for unknown ids, and for special ones unless named
-    in `keep`.
+    """token_bytes[id] is what token `id` adds to the text; nothing for unknown ids, and for special ones unless one of
+    the words `keep` has them in it.
 
     `strips_space`: the decoder drops one space at the start of a text. Raises ModelError for a
     tokenizer whose decoder is not one of a language model's.
@@ -41,7 +41,8 @@ class TokenBytes:
     def __init__(self, tokenizer: Tokenizer, keep: Collection[str] = ()) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
-        self._silent = frozenset(i for i, token in added.items() if token.special and token.content not in keep)
+        special = {i: token.content for i, token in added.items() if token.special}
+        self._silent = frozenset(i for i, name in special.items() if not any(name in word for word in keep))
         self._cache: dict[int, bytes] = {}
         steps = list(_steps(tokenizer))
         kinds = {step["type"] for step in steps}

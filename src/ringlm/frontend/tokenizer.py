@@ -16,33 +16,52 @@ from typing import TYPE_CHECKING, Any
 
 from ringlm.errors import ConfigError, ModelError, RequestError
 from ringlm.frontend import gguf_tokenizer
-from ringlm.frontend.conversation import Message, Tool, for_template, one_call_each, schemas
+from ringlm.frontend.conversation import (
+    Message,
+    Tool,
+    for_template,
+    schemas,
+    shows_objects,
+    variants,
+    with_tools_inside,
+)
 from ringlm.frontend.detokenizer import Detokenizer
 from ringlm.frontend.model import Model
 from ringlm.frontend.token_bytes import TokenBytes
-from ringlm.frontend.tools.formats import ToolFormat, reasoning, tool_format
+from ringlm.frontend.tools.formats import Reasoning, ToolFormat, reasoning, tool_format
 from ringlm.frontend.tools.parser import AnswerParser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+# After a call: in Llama 3, GPT-OSS, Gemma 4, FunctionGemma and GLM.
+_ENDS = ("<|eom_id|>", "<|call|>", "<|tool_response>", "<start_function_response>", "<|observation|>")
 _TAIL = 16  # tokens of a prompt, enough for the word at its end
 
 
 class Tokenizer:
     """The tokenizer of one model."""
 
-    def __init__(self, fast: PreTrainedTokenizerFast, name: str, template: str = "its chat template") -> None:
+    def __init__(
+        self,
+        fast: PreTrainedTokenizerFast,
+        name: str,
+        template: str = "its chat template",
+        calling: ToolFormat | None = None,
+    ) -> None:
         self._fast = fast
         self._name = name
         self._template = template  # where it is, for messages
+        self._chosen = calling  # whatever the template says
         self._backend = fast.backend_tokenizer
         self._token_bytes: dict[frozenset[str], TokenBytes] = {}  # by the special tokens that are kept
 
     @classmethod
-    def open(cls, model: Model, chat_template: Path | None = None) -> Tokenizer | None:
+    def open(
+        cls, model: Model, chat_template: Path | None = None, calling: ToolFormat | None = None
+    ) -> Tokenizer | None:
         """The tokenizer in a model's files; None when they hold none, and only token ids can be used. The file
-        `chat_template` takes the place of the model's own.
+        `chat_template` takes the place of the model's own, `calling` of the format that it is told to have.
 
         Raises ModelError when there is one that cannot be read, and ConfigError for a template that cannot.
         """
@@ -51,9 +70,9 @@ class Tokenizer:
         if fast is None:
             return None
         if text is None:
-            return cls(fast, model.name)
+            return cls(fast, model.name, calling=calling)
         fast.chat_template = text
-        return cls(fast, model.name, str(chat_template))
+        return cls(fast, model.name, str(chat_template), calling)
 
     @property
     def has_chat_template(self) -> bool:
@@ -76,7 +95,7 @@ class Tokenizer:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer, says the tokenizer; the model's configuration may have more."""
-        ends = (self._fast.eos_token_id, self._backend.token_to_id("<|eom_id|>"))  # this one after a call, in Llama 3
+        ends = (self._fast.eos_token_id, *map(self._backend.token_to_id, _ENDS))
         return tuple(end for end in ends if end is not None)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -98,18 +117,32 @@ class Tokenizer:
         refuses the messages, and for tools where it knows none or calls of them would not be understood.
         """
         self.check_chat_template()
-        offered, plain = schemas(tools), for_template(messages)
-        try:
-            text = self._rendered(plain, tools, variables)
-        except RequestError:
-            apart = one_call_each(plain)
-            if len(apart) == len(plain):
-                raise
-            plain, text = apart, self._rendered(apart, tools, variables)
+        offered = schemas(tools)
+        plain, text = self._fitting(for_template(messages), tools, variables)
         if offered and text == self._rendered(plain, (), variables):
-            raise RequestError(f"{self._name}: {self._template} knows no tools; ask without tools, or another model.")
+            inside = with_tools_inside(plain, tools)
+            text = self._rendered(inside, (), variables)
+            if inside[0]["tools"] not in text:
+                raise RequestError(
+                    f"{self._name}: {self._template} knows no tools; ask without tools, or another model."
+                )
         self._calling(tools)
         return self.encode(text, special=False)
+
+    def _fitting(
+        self, messages: list[dict[str, Any]], tools: Sequence[Tool], variables: Mapping[str, Any]
+    ) -> tuple[list[dict[str, Any]], str]:
+        """The messages as the template takes them, and rendered. Raises RequestError where it takes them in no way."""
+        refused: list[RequestError] = []
+        for variant in variants(messages):
+            try:
+                text = self._rendered(variant, tools, variables)
+            except RequestError as error:
+                refused.append(error)
+            else:
+                if not shows_objects(variant, text):
+                    return variant, text
+        raise refused[0]
 
     def _rendered(self, messages: list[dict[str, Any]], tools: Sequence[Tool], variables: Mapping[str, Any]) -> str:
         from jinja2.exceptions import TemplateError, TemplateSyntaxError
@@ -130,23 +163,28 @@ class Tokenizer:
     def answer_parser(self, prompt: Sequence[int], tools: Sequence[Tool] = ()) -> AnswerParser | None:
         """What tells reasoning, text and calls of `tools` apart in one answer to `prompt`, which `chat` has made; None
         where all is text. The detokenizer is to keep its `markers`."""
-        calling, marks = self._calling(tools), reasoning(self._template_for(tools))
+        calling, marks = self._calling(tools), self._marks(tools)
         if calling is None and marks is None:
             return None
         end = self._backend.decode(prompt[-_TAIL:], skip_special_tokens=False).rstrip()
         return AnswerParser(calling, schemas(tools), marks, opened=marks is not None and end.endswith(marks.opening))
 
     def _calling(self, tools: Sequence[Tool]) -> ToolFormat | None:
-        """How this model calls `tools`; None when there are none. Raises RequestError where it cannot."""
+        """How this model calls `tools`; None when there are none, unless text is written in that way too. Raises
+        RequestError where it cannot."""
+        found = self._chosen or tool_format(self._template_for(tools))
         if not tools:
-            return None
-        found = tool_format(self._template_for(tools))
+            return found if found is not None and found.frames else None
         if found is None:
             raise RequestError(
                 f"{self._name}: how {self._template} writes calls of tools is not known here; docs/tools.md lists the "
-                "formats that are. Ask without tools."
+                "formats that are. Say which one it is with --tool-format, or ask without tools."
             )
         return found
+
+    def _marks(self, tools: Sequence[Tool]) -> Reasoning | None:
+        chosen = None if self._chosen is None else self._chosen.reasoning
+        return chosen or reasoning(self._template_for(tools))
 
     def _template_for(self, tools: Sequence[Tool]) -> str:
         text: str = self._fast.get_chat_template(tools=list(tools) or None)

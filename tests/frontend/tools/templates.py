@@ -55,3 +55,62 @@ MAGISTRAL = MISTRAL + "{# [THINK] and [/THINK] #}"
 CODER = _TOOLS + "Write <tool_call><function=name><parameter=name>value</parameter></function></tool_call>.{% endif %}"
 PLAIN = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
 OTHER = _TOOLS + "Write Action: name, Input: {…}.{% endif %}"
+
+# Where earlier calls stand, and their arguments, is what differs: as objects, as JSON put into text, or as both.
+HARMONY = """\
+<|start|>system<|message|>Valid channels: analysis, commentary, final.<|end|>
+{%- if tools %}<|start|>developer<|message|>{% for tool in tools %}type {{ tool.function.name }}{% endfor %}<|end|>
+{%- endif %}
+{%- for message in messages %}
+{%- if message.tool_calls %}
+{%- set call = message.tool_calls[0].function %}
+{%- if message.thinking and message.content %}{{ raise_exception('not both') }}{% endif %}
+{%- set thoughts = message.thinking or message.content %}
+{%- if thoughts %}<|start|>assistant<|channel|>analysis<|message|>{{ thoughts }}<|end|>{% endif %}
+{{- '<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json<|message|>' }}
+{{- call.arguments | tojson + '<|call|>' }}
+{%- else %}<|start|>{{ message.role }}<|message|>{{ message.content }}<|end|>{% endif %}
+{%- endfor %}<|start|>assistant"""
+_DEEPSEEK_HEAD = _TOOLS + "Calls begin with <｜tool▁calls▁begin｜>.{% endif %}"
+_DEEPSEEK = """\
+{% for message in messages %}{{ message.content }}{% if message.tool_calls %}<｜tool▁calls▁begin｜>
+{%- for call in message.tool_calls %}<｜tool▁call▁begin｜>CALL<｜tool▁call▁end｜>{% endfor %}<｜tool▁calls▁end｜>
+{%- endif %}{% endfor %}<｜Assistant｜><think>
+"""
+DEEPSEEK_V3 = _DEEPSEEK_HEAD + _DEEPSEEK.replace(
+    "CALL",
+    "{{ call.type + '<｜tool▁sep｜>' + call.function.name + '\\n```json\\n' + call.function.arguments + '\\n```' }}",
+)
+DEEPSEEK_V31 = _DEEPSEEK_HEAD + _DEEPSEEK.replace(
+    "CALL", "{{ call.function.name + '<｜tool▁sep｜>' + call.function.arguments }}"
+)
+GLM = """\
+{% if tools %}{{ tools | tojson }}{% endif %}
+{%- for message in messages %}{{ message.content }}{% for call in message.tool_calls or [] %}
+<tool_call>{{ call.function.name }}
+{% for key, value in call.function.arguments.items() %}<arg_key>{{ key }}</arg_key>
+<arg_value>{{ value if value is string else value | tojson }}</arg_value>
+{% endfor %}</tool_call>{% endfor %}{% endfor %}<|assistant|>"""
+PHI = """\
+{% for message in messages %}<|{{ message.role }}|>{{ message.content }}
+{%- if message.tools %}{{ '<|tool|>' + message.tools + '<|/tool|>' }}{% endif %}<|end|>{% endfor %}<|assistant|>"""
+FUNCTOOLS = """\
+{% if tools %}Write functools[{"name": …}]: {{ tools }}{% endif %}
+{%- for message in messages %}{{ message.content }}{% for call in message.tool_calls or [] -%}
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments }}}
+{%- endfor %}{% endfor %}"""
+GRANITE = """\
+{% if tools %}Write <|tool_call|> and a list. {{ tools | tojson }}{% endif %}
+{%- for message in messages %}{{ message.content }}{% for call in message.tool_calls or [] -%}
+<|tool_call|>{{ [{"name": call.function.name, "arguments": call.function.arguments}] | tojson }}
+{%- endfor %}{% endfor %}"""
+GEMMA = """\
+{% if tools %}<|tool>{{ tools | tojson }}<tool|>{% endif %}
+{%- for message in messages %}{{ message.content }}{% for call in message.tool_calls or [] %}
+{{- '<|tool_call>call:' + call.function.name + '{' }}
+{%- if call.function.arguments is mapping %}{% for key, value in call.function.arguments | dictsort -%}
+{{ key }}:{{ '<|"|>' + value + '<|"|>' if value is string else value }}{{ ',' if not loop.last }}
+{%- endfor %}{% else %}{{ call.function.arguments }}{% endif %}}<tool_call|>
+{%- endfor %}{% endfor %}<|turn>model
+<|channel>thought
+"""

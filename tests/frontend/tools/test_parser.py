@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ringlm.frontend.tools import hermes, llama, mistral, pythonic, qwen_coder
-from ringlm.frontend.tools.formats import Reasoning, ToolFormat
+from ringlm.frontend.tools.formats import Reasoning
 from ringlm.frontend.tools.parser import AnswerParser
+from tests.frontend.tools.reading import TOOLS, Told, read
 
 THINK = Reasoning("<think>", "</think>")
-TOOLS = {
-    "weather": {},
-    "weather_in": {"properties": "none"},
-    "now": {},
-    "write": {
-        "properties": {
-            "text": {"type": "string"},
-            "count": {"type": "integer"},
-            "any": {"anyOf": [{"type": "string"}, {"type": "null"}]},
-            "either": {"type": ["integer", "string"]},
-            "wrong": 7,
-        }
-    },
-}
 FORMATS = {
     "hermes": hermes.FORMAT,
     "llama": llama.FORMAT,
@@ -37,36 +22,6 @@ FORMATS = {
     "pythonic": pythonic.FORMAT,
     "qwen_coder": qwen_coder.FORMAT,
 }
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a parser has told of an answer; calls are names with arguments."""
-
-    text: str = ""
-    calls: tuple[tuple[str, str], ...] = ()
-    called: bool = False
-    reasoning: str = ""
-
-
-def read(pieces: Iterable[str], calling: ToolFormat | None, reasoning: Reasoning | None, opened: bool = False) -> Told:
-    parser = AnswerParser(calling, TOOLS, reasoning, opened)
-    told = [*(parser.push(piece) for piece in pieces), parser.finish()]
-    calls: list[list[str]] = []
-    for delta in (delta for news in told for delta in news.tool_calls):
-        if delta.index == len(calls):
-            assert delta.id
-            calls.append([str(delta.name), ""])
-        else:
-            assert delta.index == len(calls) - 1
-            assert delta.id is delta.name is None
-        calls[delta.index][1] += delta.arguments
-    return Told(
-        "".join(news.text for news in told),
-        tuple((name, arguments) for name, arguments in calls),
-        parser.called,
-        "".join(news.reasoning for news in told),
-    )
 
 
 def call(name: str, arguments: str, key: str = "arguments") -> str:
@@ -94,7 +49,7 @@ CASES: dict[str, tuple[str, str, Told]] = {
     "hermes, text around": (
         "hermes",
         f"Let me see.\n\n{tag(call('weather', PARIS))}\nDone. \n",
-        Told("Let me see.Done. \n", ONE, True),
+        Told("Let me see.\nDone. \n", ONE, True),
     ),
     "hermes, several": (
         "hermes",

@@ -64,7 +64,7 @@ def serve(engine: EngineOptions, options: ServeOptions) -> None:
         if spec.awaits:
             _invite(spec)
         with StartUp() as progress:
-            session = Session.start(spec, model, progress.show, options.chat_template)
+            session = Session.start(spec, model, progress.show, options.chat_template, options.tool_format)
         with session:
             _try_out(session)
             metrics = Metrics(session.ready)

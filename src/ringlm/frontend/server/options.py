@@ -37,6 +37,14 @@ class ServeOptions:
     chat_template: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A Jinja template in place of the model's.", **_SERVER)
     ] = None
+    tool_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.toml",
+            help="How the model calls tools, in place of what its template says: hermes, glm, … (docs/tools.md).",
+            **_SERVER,
+        ),
+    ] = None
     world_size: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Wait until N-1 others have come by 'ringlm join'.", **_SERVER),

@@ -8,53 +8,97 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final, NamedTuple
 
-from ringlm.frontend.tools.calls import Calls, openai_id
+from ringlm.errors import ConfigError
+from ringlm.frontend.tools.calls import openai_id
 from ringlm.frontend.tools.reader import Reader, Steps
+from ringlm.frontend.tools.told import Told
+
+
+class Reasoning(NamedTuple):
+    """What stands around a model's reasoning, at the beginning of an answer, and around its response after that."""
+
+    opening: str
+    closing: str
+    response: str = ""
+    response_closing: str = ""
 
 
 class ToolFormat(NamedTuple):
     """One way of writing calls.
 
-    `read` reads one or more calls that follow one of `openings`, or with `bare` also those that an answer begins with,
-    and raises Broken where they end in something else. `inner` are other words of the format that may be special
-    tokens.
+    `read` reads one or more calls from one of `openings` on, or with `bare` also from the beginning of an answer, and
+    raises Broken where they end in something else. In `inner` are other words of the format, which may be special
+    tokens. `frames` are around text and reasoning too, so that all answers of the model are read by it. `reasoning` is
+    for formats that say it themselves.
     """
 
-    read: Callable[[Reader, Calls], Steps[None]]
+    read: Callable[[Reader, Told], Steps[None]]
     openings: tuple[str, ...]
     inner: tuple[str, ...] = ()
     bare: bool = False
+    frames: bool = False
+    reasoning: Reasoning | None = None
     new_id: Callable[[], str] = openai_id
 
 
-class Reasoning(NamedTuple):
-    """What stands around a model's reasoning, at the beginning of an answer."""
-
-    opening: str
-    closing: str
-
-
 _FORMATS: Final[Mapping[str, str]] = {  # by module, what a template has; the first counts
+    "harmony": r"<\|channel\|>analysis",
     "mistral": r"\[TOOL_CALLS\]",
+    "deepseek_v3": r"<｜tool▁sep｜>.*```json",
+    "deepseek_v31": r"<｜tool▁sep｜>",
+    "deepseek_v32": r"｜DSML｜",
+    "gemma": r"<\|tool_call>call:",
+    "function_gemma": r"<start_function_call>call:",
+    "tool_code": r"```tool_code",
     "pythonic": r"\[func_name1\(",
+    "functools_list": r"functools\[",
+    "phi": r"<\|/tool_call\|>|<\|/tool\|>",
+    "granite": r"<\|tool_call\|>",
+    "glm": r"<arg_key>",
+    "seed_oss": r"<seed:tool_call>",
+    "minimax": r"<minimax:tool_call>",
     "qwen_coder": r"<function=.*<parameter=",
-    "hermes": r"\A(?!.*(<function=|<arg_key>)).*<tool_call>",
+    "hermes": r"\A(?!.*<function=).*<tool_call>",
     "llama": r"<\|python_tag\|>|\"name\": .{1,80}\"parameters\": ",
 }
-_REASONING: Final = (Reasoning("<think>", "</think>"), Reasoning("[THINK]", "[/THINK]"))
+_REASONING: Final[Mapping[str, Reasoning]] = {  # likewise
+    r"<\|channel>": Reasoning("<|channel>thought", "<channel|>"),
+    r"</seed:think>": Reasoning("<seed:think>", "</seed:think>"),
+    r"</think>.*<response>": Reasoning("<think>", "</think>", "<response>", "</response>"),
+    r"</think>": Reasoning("<think>", "</think>"),
+    r"\[/THINK\]": Reasoning("[THINK]", "[/THINK]"),
+    r"Here is my thought process:": Reasoning("Here is my thought process:", "Here is my response:"),
+}
 
 
 def tool_format(template: str) -> ToolFormat | None:
     """The format in which a model with this chat template calls tools; None for one that is not known here."""
-    for module, sign in _FORMATS.items():
-        if re.search(sign, template, re.DOTALL):
-            found: ToolFormat = importlib.import_module(f"ringlm.frontend.tools.{module}").FORMAT
-            return found
-    return None
+    name = next((name for name, sign in _FORMATS.items() if re.search(sign, template, re.DOTALL)), None)
+    return None if name is None else _named(name)
 
 
 def reasoning(template: str) -> Reasoning | None:
     """What is around the reasoning of a model with this chat template; None for one that has none."""
-    return next((marks for marks in _REASONING if marks.closing in template), None)
+    return next((marks for sign, marks in _REASONING.items() if re.search(sign, template, re.DOTALL)), None)
+
+
+def chosen_format(choice: str) -> ToolFormat:
+    """The format of that name, or that a file declares (`--tool-format`). Raises ConfigError."""
+    if choice in _FORMATS:
+        return _named(choice)
+    if not choice.endswith(".toml"):
+        raise ConfigError(
+            f"--tool-format {choice}: there is no such format; give {', '.join(sorted(_FORMATS))}, or a FILE.toml that "
+            "declares one, as docs/tools.md shows."
+        )
+    from ringlm.frontend.tools.layout import read_layout
+
+    return read_layout(Path(choice))
+
+
+def _named(name: str) -> ToolFormat:
+    found: ToolFormat = importlib.import_module(f"ringlm.frontend.tools.{name}").FORMAT
+    return found

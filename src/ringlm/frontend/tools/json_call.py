@@ -1,4 +1,4 @@
-"""One call as a JSON object, which several formats have inside: {"name": "f", "arguments": {…}}, in any order."""
+"""Calls as JSON objects, which several formats have inside: {"name": "f", "arguments": {…}}, in any order."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ from ringlm.frontend.tools.calls import Calls
 from ringlm.frontend.tools.reader import Broken, Reader, Steps
 
 _KINDS = {"name": "name", "arguments": "arguments", "parameters": "arguments", "id": "id", "type": "type"}
+
+
+def read_calls(reader: Reader, calls: Calls) -> Steps[None]:
+    """Read one, or a list of them."""
+    separator = yield from reader.one_of("[")
+    if not separator:
+        yield from read_call(reader, calls)
+    while separator in ("[", ","):
+        yield from read_call(reader, calls)
+        separator = yield from reader.expect(",", "]")
 
 
 def read_call(reader: Reader, calls: Calls) -> Steps[None]:

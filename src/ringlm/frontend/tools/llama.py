@@ -9,6 +9,7 @@ from ringlm.frontend.tools.reader import Reader, Steps
 
 
 def _read(reader: Reader, calls: Calls) -> Steps[None]:
+    yield from reader.one_of("<|python_tag|>")
     yield from read_call(reader, calls)
     while (yield from reader.one_of(";")) or (yield from reader.comes("{")):
         yield from read_call(reader, calls)

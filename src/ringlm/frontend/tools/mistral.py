@@ -10,16 +10,14 @@ import string
 
 from ringlm.frontend.tools.calls import Calls
 from ringlm.frontend.tools.formats import ToolFormat
-from ringlm.frontend.tools.json_call import read_call
+from ringlm.frontend.tools.json_call import read_calls
 from ringlm.frontend.tools.reader import Reader, Steps
 
 
 def _read(reader: Reader, calls: Calls) -> Steps[None]:
-    if (yield from reader.one_of("[")):
-        separator = ","
-        while separator == ",":
-            yield from read_call(reader, calls)
-            separator = yield from reader.expect(",", "]")
+    yield from reader.expect("[TOOL_CALLS]")
+    if (yield from reader.comes("[")):
+        yield from read_calls(reader, calls)
         return
     calls.begin()
     name = yield from reader.expect(*calls.names)

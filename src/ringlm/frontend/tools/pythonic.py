@@ -1,4 +1,4 @@
-"""Llama 3.2 and others by a template that says so: [f(a=1, b="x"), g()], Python's calls as the whole answer.
+"""Llama 3.2, Gemma 3 and others by templates that ask for it: [f(a=1, b="x"), g()], the whole answer.
 
 A call's arguments come as JSON, once it is whole.
 """
@@ -18,18 +18,27 @@ _JSON_NAMES = {"true": True, "false": False, "null": None}  # which models mix u
 
 
 def _read(reader: Reader, calls: Calls) -> Steps[None]:
+    yield from reader.one_of("<|python_tag|>")
     yield from reader.expect("[")
     separator = ","
     while separator == ",":
-        calls.begin()
-        calls.name((yield from reader.expect(*calls.names)))
-        if not (yield from reader.comes("(")):
-            raise Broken
-        source: list[str] = []
-        yield from reader.enclosed("'\"", source.append)
-        calls.arguments(_as_json("".join(source)))
-        calls.end()
+        yield from read_call(reader, calls)
         separator = yield from reader.expect(",", "]")
+
+
+def read_call(reader: Reader, calls: Calls, end: str = "") -> Steps[None]:
+    """Read one, and the `end` that must come after it. Raises Broken."""
+    calls.begin()
+    calls.name((yield from reader.expect(*calls.names)))
+    if not (yield from reader.comes("(")):
+        raise Broken
+    source: list[str] = []
+    yield from reader.enclosed("'\"", source.append)
+    arguments = _as_json("".join(source))
+    if end:
+        yield from reader.expect(end)
+    calls.arguments(arguments)
+    calls.end()
 
 
 def _as_json(arguments: str) -> str:

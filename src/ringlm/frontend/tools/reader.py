@@ -47,8 +47,12 @@ class Reader:
         """Read again what has been read since the mark."""
         self._at = 0
 
+    def skip(self, word: str) -> None:
+        """Take `word`, which comes next."""
+        self._at += len(word)
+
     def until(self, words: Sequence[str], tell: Callable[[str], None]) -> Steps[str]:
-        """Take and tell what comes before the first of `words`, and take and return that; "" if none comes.
+        """Take and tell what comes before the first of `words`, and return that, which comes next; "" if none comes.
 
         No word may begin within another.
         """
@@ -58,22 +62,21 @@ class Reader:
             end, word = min(found, default=(len(self._text) - held, ""))
             if text := self._take(end):
                 tell(text)
-            self._at += len(word)
             if word or self._ended:
                 return word
             yield
 
     def through(self, word: str, tell: Callable[[str], None]) -> Steps[None]:
-        """`until` it, or Broken at the end of the answer."""
+        """Take and tell what comes before `word`, and take that; Broken if it does not come."""
         if not (yield from self.until((word,), tell)):
             raise Broken
+        self.skip(word)
 
     def one_of(self, *words: str) -> Steps[str]:
         """Take the longest of `words` that comes next, after any white space; "" and nothing taken if none does."""
         start = self._at
-        while (yield from self._more()) and self._text[self._at].isspace():
-            self._at += 1
-        longest = max(map(len, words))
+        yield from self.over()
+        longest = max(map(len, words), default=0)
         while True:
             rest = self._text[self._at : self._at + longest]
             if self._ended or not any(len(word) > len(rest) and word.startswith(rest) for word in words):
@@ -96,6 +99,12 @@ class Reader:
         word = yield from self.one_of(*words)
         self._at = start
         return bool(word)
+
+    def over(self) -> Steps[bool]:
+        """Take white space; whether the answer is over then."""
+        while (yield from self._more()) and self._text[self._at].isspace():
+            self._at += 1
+        return self._at == len(self._text)
 
     def string(self) -> Steps[str]:
         """Take a JSON string after any white space; what it stands for."""
