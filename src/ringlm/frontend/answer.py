@@ -53,7 +53,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Choice:
-    """One whole answer of a request."""
+    """One whole answer of a request; `stop` is the stop string that ended it, if one did."""
 
     index: int
     text: str
@@ -62,6 +62,7 @@ class Choice:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[Logprob, ...] = ()
+    stop: str | None = None
 
 
 @dataclass(frozen=True)

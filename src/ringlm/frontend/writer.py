@@ -73,7 +73,10 @@ class Writer:
         """The whole answer, once it has ended, as number `index`."""
         whole = joined(self._pieces)
         calls = _assembled(whole.tool_calls)
-        return Choice(index, whole.text, whole.token_ids, str(self.reason), whole.reasoning, calls, whole.logprobs)
+        stop = None if self._text is None else self._text.stops.found
+        return Choice(
+            index, whole.text, whole.token_ids, str(self.reason), whole.reasoning, calls, whole.logprobs, stop
+        )
 
     def _read(self, output: Output) -> str:
         """Take the tokens up to a stop string, and see why the answer ends, if it does. The text they complete."""

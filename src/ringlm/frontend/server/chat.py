@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from functools import partial
 
 from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ringlm.frontend.answer import Completion, Piece
-from ringlm.frontend.generation import Generation
 from ringlm.frontend.server.access import record
 from ringlm.frontend.server.chat_schema import (
     ChatChoice,
@@ -26,27 +25,25 @@ from ringlm.frontend.server.responses import encoded
 from ringlm.frontend.server.schemas import Usage
 from ringlm.frontend.server.service import Service
 from ringlm.frontend.server.sse import EventStream, Write
+from ringlm.frontend.server.turns import Turn
 
 
 async def chat_completions(request: Request, service: Service) -> Response:
     """Answer a conversation in the model's chat template."""
     asked, fields = await service.bodies.read(request, ChatRequest)
     service.check_model(asked.model)
-    asked.check()
-    answer = _Answer(service, request, asked, _messages(fields["messages"]), fields.get("tools") or [])
+    answer = _Answer(service, request, Turn.of(asked, fields))
     return EventStream(answer.stream, service.awaited) if asked.stream else await unless_gone(request, answer.whole())
 
 
 class _Answer:
     """One request on its way."""
 
-    def __init__(
-        self, service: Service, request: Request, asked: ChatRequest, messages: list[Any], tools: list[Any]
-    ) -> None:
-        self._service, self._request, self._asked = service, request, asked
-        self._messages, self._tools = messages, tools
-        self._usage = asked.include_usage  # which refuses options of a stream without one
-        self._calls = 1 if asked.parallel_tool_calls is False else None  # how many calls of tools are told
+    def __init__(self, service: Service, request: Request, turn: Turn) -> None:
+        self._service, self._request = service, request
+        self._start = partial(turn.begin, service)
+        self._usage = turn.asked.include_usage  # which refuses options of a stream without one
+        self._calls = turn.calls
         self._id = f"chatcmpl-{record(request).id}"
         self._created = int(time.time())
 
@@ -82,21 +79,6 @@ class _Answer:
         if self._usage:
             await write(self._chunk(usage=_usage(completion)))
 
-    def _start(self) -> Generation:
-        asked = self._asked
-        params = asked.params(
-            self._service.session.ready.context,
-            max_tokens=asked.max_completion_tokens or asked.max_tokens,
-            logprobs=asked.shown_logprobs,
-        )
-        return self._service.session.chat(
-            self._messages,
-            params,
-            tools=self._tools,
-            tool_choice="none" if asked.tool_choice == "none" else "auto",
-            **(asked.chat_template_kwargs or {}),
-        )
-
     def _chunk(self, *choices: ChunkChoice, usage: Usage | None = None) -> ChatChunk:
         return ChatChunk(
             id=self._id,
@@ -109,8 +91,3 @@ class _Answer:
 
 def _usage(completion: Completion) -> Usage:
     return Usage.of(completion.prompt_tokens, completion.completion_tokens, completion.cached_tokens)
-
-
-def _messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """OpenAI's newer clients call the system a developer, of which no template knows."""
-    return [message | {"role": "system"} if message["role"] == "developer" else message for message in messages]
