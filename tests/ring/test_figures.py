@@ -48,3 +48,16 @@ def test_round_trips_are_told_by_heartbeats() -> None:
             trip = ring.figures()[0].round_trip_s
             assert trip is not None
             assert 0.0 < trip < 5.0
+
+
+def test_rank_0_hears_of_links_between_others() -> None:
+    with thread_ring(4, options={"heartbeat": Heartbeat(interval_s=0.02)}) as rings:
+        together(*[lambda ring=ring: ring.all_reduce(torch.ones(6)) for ring in rings])
+        told = [
+            (ring.rank, *figures[:3]) for ring in rings[1:] for figures in ring.figures() if figures.rank > ring.rank
+        ]
+        assert [figures[:2] for figures in told] == [(1, 2), (1, 3), (2, 3)]
+        stop = time.monotonic() + 10
+        while rings[0].others() != told:
+            assert time.monotonic() < stop
+            time.sleep(0.02)

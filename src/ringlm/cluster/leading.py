@@ -143,8 +143,8 @@ class Leader:
             return []
         self._stats_due = now + _STATS_S
         links = [] if self._ring is None else [LinkStats(*figures) for figures in self._ring.figures()]
-        slow = {} if self._ring is None else self._ring.slow
-        return [Stats(*engine.figures, links, self._spares(), self._recoveries, slow)]
+        slow, others = ({}, []) if self._ring is None else (self._ring.slow, self._ring.others())
+        return [Stats(*engine.figures, links, self._spares(), self._recoveries, slow, others, now)]
 
 
 def _told(news: Delta | Vector) -> Output | Embedding:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import resource
+import socket
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -92,7 +93,7 @@ class Loader:
         assert settings.max_seqs is not None
         assert settings.blocks is not None
         model = self._model(comm, agreement, on_progress)
-        report = RankReport(str(self.device), threads, model.nbytes, peak_memory())
+        report = RankReport(str(self.device), threads, model.nbytes, peak_memory(), socket.gethostname())
         reports = comm.gather_bytes(msgspec.msgpack.encode(report))  # every rank has loaded
         comm.broadcast_bytes(b"" if comm.rank == 0 else None)
         log.info(

@@ -57,6 +57,7 @@ class RankReport(msgspec.Struct, frozen=True):
     threads: int
     weights_bytes: int
     peak_bytes: int
+    host: str = ""  # its machine's name
 
 
 class MeasuredLink(msgspec.Struct, frozen=True):
@@ -144,6 +145,8 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     spares: int = 0  # that wait to take the place of a lost rank
     recoveries: int = 0  # how often the ring was formed again
     slow: dict[int, float] = {}  # by rank, who computes for how many times as long as the others
+    others: list[tuple[int, int, int, int]] = []  # links without rank 0: lower rank, higher, bytes there and back
+    at_s: float = 0.0  # when it was so, by a clock of the engine's
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

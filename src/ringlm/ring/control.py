@@ -27,6 +27,7 @@ from ringlm.ring.seal import Connection, overhead, pack, unpack
 
 MAX_CONTROL_BYTES = 8192
 _GRACE_S = 2.0
+_MAX_TRAFFIC = 256  # links that a beat tells of; with 28 bytes each they fit into a message
 
 log = logging.getLogger("ringlm.ring")
 
@@ -35,7 +36,8 @@ class Beat(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
     """Alive. `progress` counts steps; `busy`: computing, so the count should grow; `call` is that of
     the collective this rank is in, or empty. `clock` is the sender's, in seconds, and `echo` the receiver's, as the
     sender knows it by the last beat from there: what that clock is ahead of it is the round trip. `computed` adds up
-    the seconds that steps took outside of collectives."""
+    the seconds that steps took outside of collectives. `traffic` is that of the sender's data links to ranks above it,
+    as (rank, bytes sent, received), which rank 0 cannot know otherwise."""
 
     progress: int
     busy: bool
@@ -43,6 +45,7 @@ class Beat(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
     clock: float = 0.0
     echo: float | None = None
     computed: float = 0.0
+    traffic: Annotated[list[tuple[int, int, int]], msgspec.Meta(max_length=_MAX_TRAFFIC)] = []
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -93,6 +96,7 @@ class _Peer:
         self.progress = -1
         self.moved = heard  # when its counter last grew, or it was idle
         self.call = b""
+        self.traffic: list[tuple[int, int, int]] = []
         self.offset: float | None = None  # of its clock to ours, less the way of its last beat
         self.round_trip_s: float | None = None
         self.left = False
@@ -134,10 +138,16 @@ class ControlPlane:
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="ringlm-control", daemon=True)
 
-    def start(self, call: Callable[[], bytes], on_failure: Callable[[PeerError], None]) -> None:
+    def start(
+        self,
+        call: Callable[[], bytes],
+        on_failure: Callable[[PeerError], None],
+        traffic: Callable[[], list[tuple[int, int, int]]] = list,
+    ) -> None:
         """Begin. `call` returns the call that is under way, or nothing; `on_failure` must shut
-        the data links, and runs on any thread."""
+        the data links, and runs on any thread; `traffic` is what beats say of them."""
         self._call = call
+        self._traffic = traffic
         self._on_failure = on_failure
         self._thread.start()
 
@@ -158,6 +168,10 @@ class ControlPlane:
         """Of the last beat to `rank` and back, for which both have one; None if there was none yet, or no link."""
         peer = self._peers.get(rank)
         return None if peer is None else peer.round_trip_s
+
+    def traffic(self) -> dict[int, list[tuple[int, int, int]]]:
+        """By rank, what its last beat said of its links to ranks above it."""
+        return {rank: peer.traffic for rank, peer in sorted(self._peers.items())}
 
     def settle(self, error: PeerError, wait_s: float = 1.0) -> PeerError:
         """End the ring because of `error`, or because of what lies behind it. A link also closes, and a peer
@@ -233,11 +247,12 @@ class ControlPlane:
         if self._heartbeat.alive():
             progress, busy = self._heartbeat.progress()
             computed_s, call, clock = self._heartbeat.computed_s(), self._call(), time.monotonic()
+            traffic = self._traffic()[:_MAX_TRAFFIC] if self.rank else []
             self._observe(self.rank, clock, progress, computed_s)
             with self._lock:
                 for peer in self._peers.values():
                     echo = None if peer.offset is None else clock + peer.offset
-                    self._send(peer, Beat(progress, busy, call, clock, echo, computed_s))
+                    self._send(peer, Beat(progress, busy, call, clock, echo, computed_s, traffic))
 
     def _observe(self, rank: int, at_s: float, progress: int, computed_s: float) -> None:
         """Rank 0 notices which rank all others wait for, and says so when that changes."""
@@ -316,7 +331,7 @@ class ControlPlane:
             if message.progress != peer.progress or not message.busy:
                 peer.progress, peer.moved = message.progress, peer.heard
             self._observe(peer.rank, peer.heard, message.progress, message.computed)
-            peer.call = message.call
+            peer.call, peer.traffic = message.call, message.traffic
             peer.offset = message.clock - peer.heard
             if message.echo is not None:
                 peer.round_trip_s = peer.heard - message.echo

@@ -88,7 +88,7 @@ class Ring(Collectives):
         self._error: RingError | None = None
         self._closed = False
         if control is not None:
-            control.start(lambda: self.call, self._end)
+            control.start(lambda: self.call, self._end, self._traffic)
 
     def group(self, ranks: Sequence[int]) -> Collectives:
         """The collectives of some ranks, numbered in the order of their ranks here; those call this, the
@@ -138,6 +138,15 @@ class Ring(Collectives):
         """Of every data link, by rank."""
         trips = self._control.round_trip_s if self._control is not None else lambda _: None
         return [LinkFigures(peer, link.sent, link.received, trips(peer)) for peer, link in sorted(self._links.items())]
+
+    def others(self) -> list[tuple[int, int, int, int]]:
+        """Of links between other ranks, on rank 0: (rank, a higher one, bytes there, bytes back), a second old."""
+        told = {} if self._control is None else self._control.traffic()
+        return [(rank, *link) for rank, links in told.items() for link in links]
+
+    def _traffic(self) -> list[tuple[int, int, int]]:
+        links = sorted(self._links.items())
+        return [(peer, link.sent, link.received) for peer, link in links if peer > self.rank]
 
     @property
     def slow(self) -> dict[int, float]:

@@ -116,7 +116,7 @@ def test_no_such_model_endpoint_or_method(served: Served) -> None:
 
 def test_keys(serve: Serve, engine: FakeEngine) -> None:
     served = serve(engine, keys=(b"first", b"second"), origins=("http://page.test",))
-    for path in ("/v1/models", "/v1/ring", "/metrics", "/docs", "/", "/openapi.json", "/v1/nothing"):
+    for path in ("/v1/models", "/v1/ring", "/metrics", "/docs", "/openapi.json", "/v1/nothing"):
         refused = served.client.get(path)
         assert refused.status_code == 401
         assert refused.headers["www-authenticate"] == "Bearer"
@@ -127,7 +127,8 @@ def test_keys(serve: Serve, engine: FakeEngine) -> None:
     for given in ("Bearer first", "bearer second"):
         headers = {"Authorization": given}
         assert served.client.post(CHAT, json={"messages": HI}, headers=headers).status_code == 200
-    assert served.client.get("/health").status_code == 200
+    for path in ("/health", "/", "/page/app.js"):  # the page is the same for everybody, and asks for a key
+        assert served.client.get(path).status_code == 200
 
 
 def test_pages_of_other_origins(serve: Serve, engine: FakeEngine) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import re
 import struct
-import time
 from html.parser import HTMLParser
 
 import msgspec
@@ -16,9 +16,12 @@ from tests.frontend.fake import FakeEngine
 from tests.frontend.server.conftest import HI, Served
 
 
-def stats(generated: int = 0) -> Stats:
-    links = [LinkStats(1, 1000, 2000, 0.0002)]
-    return Stats(1, 2, 100, 30, 20, 7, 500, 60, generated, 3, 1.5, 0.25, 1.25, links)
+def stats(seconds: int = 0) -> Stats:
+    """After so many seconds: a second has 4 steps and 10 tokens."""
+    links = [LinkStats(1, 1000 * seconds, 2000 * seconds, 0.0002), LinkStats(2, 0, 0)]
+    times = seconds * 1.5, seconds * 0.25, seconds * 1.25
+    others = [(1, 2, 30 * seconds, 40 * seconds)]
+    return Stats(1, 2, 100, 30, 20, 4 * seconds, 500, 60, 10 * seconds, 3, *times, links, others=others, at_s=seconds)
 
 
 def test_models(served: Served) -> None:
@@ -41,11 +44,13 @@ def test_a_ring_that_is_formed_again(served: Served, engine: FakeEngine) -> None
     degraded = {"status": "degraded", "world_size": 2, "rank": 1, "reason": "rank 1 is lost."}
     assert (response.status_code, response.json()) == (503, degraded)
     ring = served.client.get("/v1/ring").json()
-    assert (ring["state"], ring["reason"], ring["epoch"], ring["recoveries"]) == ("recovering", "rank 1 is lost.", 0, 0)
+    assert (ring["state"], ring["reason"], ring["lost"]) == ("recovering", "rank 1 is lost.", 1)
+    assert (ring["epoch"], ring["recoveries"]) == (0, 0)
     engine.recovering, engine.ready = None, msgspec.structs.replace(engine.ready, epoch=3, recoveries=2)
     engine.stats = msgspec.structs.replace(stats(), spares=1, recoveries=2, slow={1: 4.5})
     ring = served.client.get("/v1/ring").json()
-    assert (ring["state"], ring["epoch"], ring["recoveries"], ring["spares"]) == ("ready", 3, 2, 1)
+    assert (ring["state"], ring["lost"], ring["epoch"], ring["recoveries"]) == ("ready", None, 3, 2)
+    assert ring["spares"] == 1
     assert [rank["slow"] for rank in ring["ranks"]] == [None, 4.5]
     assert "ringlm_recoveries_total 2.0" in served.client.get("/metrics").text
 
@@ -54,6 +59,7 @@ def test_the_ring(served: Served, engine: FakeEngine) -> None:
     quiet = served.client.get("/v1/ring").json()
     assert quiet["ranks"][1] == {
         "rank": 1,
+        "host": "",
         "device": "cpu",
         "threads": 1,
         "weights_bytes": 100,
@@ -61,26 +67,33 @@ def test_the_ring(served: Served, engine: FakeEngine) -> None:
         "link": None,
         "slow": None,
     }
-    assert (quiet["tokens_per_s"], quiet["cache"]) == (0, None)
-    engine.stats = stats(10)
+    assert (quiet["tokens_per_s"], quiet["cache"], quiet["step"], quiet["links"]) == (0, None, None, [])
+    engine.stats = stats(1)
     served.client.get("/v1/ring")
-    time.sleep(0.05)
-    engine.stats = stats(20)
+    engine.stats = stats(3)
     busy = served.client.get("/v1/ring").json()
     assert busy["ranks"][1]["link"] == {
         "rank": 1,
-        "sent_bytes": 1000,
-        "received_bytes": 2000,
+        "sent_bytes": 3000,
+        "received_bytes": 6000,
         "round_trip_s": 0.0002,
     }
-    assert 0 < busy["tokens_per_s"] <= 10 / 0.05
+    assert busy["tokens_per_s"] == 10
+    assert busy["step"] == {"seconds": 0.375, "ring_s": 0.0625}
+    assert busy["links"] == [
+        {"ranks": [0, 1], "there_per_s": 1000, "back_per_s": 2000, "round_trip_s": 0.0002},
+        {"ranks": [0, 2], "there_per_s": 0, "back_per_s": 0, "round_trip_s": None},
+        {"ranks": [1, 2], "there_per_s": 30, "back_per_s": 40, "round_trip_s": None},
+    ]
     assert busy["cache"] == {"blocks": 100, "in_use": 30, "cached": 20}
-    assert busy["steps"] == {"count": 7, "seconds": 1.5, "ring_s": 0.25, "forward_s": 1.25}
+    assert busy["steps"] == {"count": 12, "seconds": 4.5, "ring_s": 0.75, "forward_s": 3.75}
     assert (busy["running"], busy["waiting"], busy["preemptions"]) == (1, 2, 3)
+    engine.stats = msgspec.structs.replace(stats(2), at_s=4)  # in a ring that was formed again links count anew
+    assert served.client.get("/v1/ring").json()["links"][0]["there_per_s"] == 0
 
 
 def test_metrics(served: Served, engine: FakeEngine) -> None:
-    engine.stats = stats()
+    engine.stats = stats(1)
     served.post("/v1/chat/completions", messages=HI)
     served.post("/v1/completions", prompt="Once", best_of=2)
     response = served.client.get("/metrics")
@@ -124,7 +137,8 @@ class Links(HTMLParser):
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        assert tag != "script"
+        assert tag not in ("base", "iframe", "object")
+        assert not any(name.startswith("on") or name == "style" for name, _ in attributes)
         self.found += [value or "" for name, value in attributes if name in ("href", "src")]
 
 
@@ -135,9 +149,16 @@ def test_pages_need_nothing_from_elsewhere(served: Served, path: str) -> None:
     links = Links()
     links.feed(response.text)
     assert not [link for link in links.found if ":" in link and link != "data:,"]
+    assert "default-src 'none'" in response.headers["content-security-policy"]
     for link in links.found:
         if not link.startswith(("#", "data:")):
             assert served.client.get(f"/{link}").status_code == 200
-    if path == "/docs":
+    if path == "/":
+        modules = served.client.get("/page/app.js")
+        assert modules.headers["content-type"].startswith("text/javascript")
+        for name in re.findall(r'from "\./(\S+)"', modules.text):
+            text = served.client.get(f"/page/{name}").raise_for_status().text
+            assert not re.search("innerHTML|insertAdjacent|import\\(", text)
+    else:
         assert "/v1/chat/completions" in response.text
         assert "ChatRequest" in response.text

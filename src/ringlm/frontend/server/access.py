@@ -60,7 +60,7 @@ class AccessLog:
             await self._app(scope, receive, with_id)
         finally:
             # Those who watch ask every few seconds, and say nothing about the server's work.
-            level = logging.DEBUG if scope["path"] in ("/health", "/metrics") else logging.INFO
+            level = logging.DEBUG if scope["path"] in ("/health", "/metrics", "/v1/ring") else logging.INFO
             fields: dict[str, object] = {"status": told.status}
             if told.outcome:
                 fields["outcome"] = told.outcome

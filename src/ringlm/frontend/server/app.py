@@ -50,14 +50,16 @@ ENDPOINTS = (
 
 
 def build(service: Service, keys: Sequence[bytes] = (), origins: Sequence[str] = ()) -> ASGIApp:
-    """The application. With `keys`, all but /health needs one; pages from `origins` may call it from browsers."""
+    """The application. With `keys`, all but /health and the page needs one; pages from `origins` may call it from
+    browsers."""
     api = document(ENDPOINTS, needs_key=bool(keys))
-    shown = {"/": pages.front(service.model), "/docs": pages.docs(api), "/openapi.json": encoded(api)}
+    front = pages.front()
+    shown = front | {"/docs": pages.docs(api), "/openapi.json": encoded(api)}
     routes = [Route(path, partial(_fixed, response=response)) for path, response in shown.items()]
     routes += [
         Route(each.path, partial(_answer, endpoint=each, service=service), methods=[each.method]) for each in ENDPOINTS
     ]
-    middleware = [Middleware(Keys, keys=keys)]
+    middleware = [Middleware(Keys, keys=keys, open_to_all={"/health", *front})]
     if origins:
         shared = ["X-Request-Id", "Retry-After"]
         cors = Middleware(

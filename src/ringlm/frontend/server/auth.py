@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -12,15 +12,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ringlm.errors import ConfigError
 from ringlm.frontend.server.errors import APIError, error_response
 
-OPEN = {"/health"}  # for those who watch whether the server lives
 SCHEME = "bearer "
 
 
 class Keys:
-    """Lets through what bears one of `keys`, everything if there are none."""
+    """Lets through what bears one of `keys`, everything if there are none, and whoever asks for a path that is
+    `open_to_all`."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[bytes]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[bytes], open_to_all: Collection[str]) -> None:
         self._app = app
+        self._open = open_to_all
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -28,7 +29,7 @@ class Keys:
         if (
             self._keys
             and scope["type"] == "http"
-            and scope["path"] not in OPEN
+            and scope["path"] not in self._open
             and not self._has_key(Headers(scope=scope))
         ):
             app = error_response(

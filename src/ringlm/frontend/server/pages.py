@@ -1,12 +1,13 @@
-"""The pages for people: / and /docs, whole in themselves, without scripts and without anything from elsewhere."""
+"""The pages for people: / (files of page/, which speak the API) and /docs. Both need nothing from elsewhere."""
 
 from __future__ import annotations
 
 import re
 from html import escape
+from pathlib import Path
 from typing import Any
 
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
@@ -24,17 +25,26 @@ td { border-top: 1px solid var(--line); padding: 0.3rem 1rem 0.3rem 0; vertical-
 """
 _EXAMPLE = """curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
      -d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": true}'"""
+_PAGE = Path(__file__).parent / "page"
+_MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_OWN = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-cache",  # a server that was updated shows its own
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 _HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
 
 
-def front(model: str) -> HTMLResponse:
-    """The first page."""
-    return _page(
-        "ringlm",
-        f"<h1>ringlm</h1><p>This server answers for <code>{escape(model)}</code>, with OpenAI's API below "
-        f"<code>/v1</code>.</p><p><a href='docs'>The endpoints</a> · <a href='v1/ring'>the ring</a> · "
-        f"<a href='openapi.json'>OpenAPI</a></p>",
-    )
+def front() -> dict[str, Response]:
+    """The page at / and what it consists of, by path. The same for everybody: what is served it asks the API."""
+    return {
+        "/" if file.name == "index.html" else f"/page/{file.name}": Response(
+            file.read_bytes(), media_type=_MEDIA[file.suffix], headers=_OWN
+        )
+        for file in sorted(_PAGE.iterdir())
+    }
 
 
 def docs(document: dict[str, Any]) -> HTMLResponse:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ringlm.cluster.messages import LinkStats, MeasuredLink
+from ringlm.frontend.server.monitor import Link, Step
 from ringlm.frontend.server.responses import encoded
 from ringlm.frontend.server.service import Service
 
@@ -41,10 +42,11 @@ class Health(msgspec.Struct, kw_only=True):
 
 
 class Rank(msgspec.Struct, kw_only=True):
-    """A rank and what it holds. `link` is rank 0's to it, which has none to itself. A `slow` one computes for so many
-    times as long as the others, which wait for it."""
+    """A rank, the `host` that it runs on, and what it holds. `link` is rank 0's to it, which has none to itself. A
+    `slow` one computes for so many times as long as the others, which wait for it."""
 
     rank: int
+    host: str = ""
     device: str
     threads: int
     weights_bytes: int
@@ -72,14 +74,16 @@ class Steps(msgspec.Struct, kw_only=True):
 
 
 class RingReport(msgspec.Struct, kw_only=True):
-    """The ring and how it does; the last seven are null until the engine has worked. In another `epoch` than before it
-    has been formed again, which `recoveries` counts; while it is `recovering`, `reason` says why, and `ranks` are those
-    of before. `spares` wait to take the place of a lost rank. `measured` are the links by which ranks were given to
-    those who had joined."""
+    """The ring and how it does; what may be null is so until the engine has worked. In another `epoch` than before it
+    has been formed again, which `recoveries` counts; while it is `recovering`, `reason` says why, `lost` is the rank
+    that is awaited, and `ranks` are those of before. `spares` wait to take the place of a lost rank. `step`,
+    `tokens_per_s` and the rates of `links` are of the last second of work, for ten seconds. `measured` are the links by
+    which ranks were given to those who had joined."""
 
     model: str
     state: Literal["ready", "recovering"]
     reason: str | None
+    lost: int | None = None
     epoch: int
     recoveries: int
     world_size: int
@@ -89,12 +93,14 @@ class RingReport(msgspec.Struct, kw_only=True):
     ranks: list[Rank]
     tokens_per_s: float
     measured: list[MeasuredLink] = []
+    links: list[Link] = []
     spares: int | None = None
     running: int | None = None
     waiting: int | None = None
     preemptions: int | None = None
     cache: Cache | None = None
     steps: Steps | None = None
+    step: Step | None = None
 
 
 async def models(request: Request, service: Service) -> Response:
@@ -131,12 +137,13 @@ async def ring(request: Request, service: Service) -> Response:
     """Tell of ranks, devices, links and speed."""
     ready, recovering = service.session.ready, service.session.recovering
     service.monitor.look()
-    stats = service.session.stats()
+    stats, rates = service.session.stats(), service.monitor.rates
     links = {link.rank: link for link in stats.links} if stats is not None else {}
     report = RingReport(
         model=service.model,
         state="ready" if recovering is None else "recovering",
         reason=None if recovering is None else recovering.reason,
+        lost=None if recovering is None else recovering.rank,
         epoch=ready.epoch,
         recoveries=ready.recoveries,
         world_size=ready.world_size,
@@ -153,13 +160,15 @@ async def ring(request: Request, service: Service) -> Response:
             for rank, each in enumerate(ready.ranks)
         ],
         measured=ready.measured,
-        tokens_per_s=round(service.monitor.tokens_per_s, 2),
+        tokens_per_s=round(rates.tokens_per_s, 2),
+        links=rates.links,
     )
     if stats is not None:
         report.spares = stats.spares
         report.running, report.waiting, report.preemptions = stats.running, stats.waiting, stats.preemptions
         report.cache = Cache(blocks=stats.blocks, in_use=stats.blocks_in_use, cached=stats.blocks_cached)
         report.steps = Steps(count=stats.steps, seconds=stats.step_s, ring_s=stats.ring_s, forward_s=stats.forward_s)
+        report.step = rates.step
     return encoded(report)
 
 
