@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -128,3 +129,39 @@ class Chained(Hosts):
         for cable in range(count if closed else count - 1):
             one, other = self.names[cable], self.names[(cable + 1) % count]
             self.cable(one, f"right{cable}", other, f"left{cable}", f"10.98.{cable}.1", f"10.98.{cable}.2")
+
+
+class Meshed(Hosts):
+    """A cable between any two. That of hosts i < j is network 10.97.(16 i + j).0/24, where i has .1 and j .2."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self._started: list[subprocess.Popen[str]] = []
+        for one, other in itertools.combinations(range(count), 2):
+            ends = self.address(one, other), self.address(other, one)
+            self.cable(self.names[one], f"to{other}", self.names[other], f"to{one}", *ends)
+
+    def address(self, host: int, peer: int) -> str:
+        """Of a host, on its cable to another."""
+        low, high = min(host, peer), max(host, peer)
+        return f"10.97.{16 * low + high}.{1 if host == low else 2}"
+
+    def throttle(self, host: int, peer: int, rate: str) -> None:
+        """What a host sends to another goes at `rate`, in tc's words."""
+        tc = ["tc", "-n", self.names[host], "qdisc", "replace", "dev", f"to{peer}", "root", "tbf", "rate", rate]
+        subprocess.run([*tc, "burst", "32kb", "latency", "50ms"], check=True, capture_output=True, timeout=10)
+
+    def start(self, host: int, *arguments: str) -> subprocess.Popen[str]:
+        """Python on a host, which ends with the hosts; its log is on stderr."""
+        environment = os.environ | {"RING_SECRET": "one for all", "RINGLM_LOG": "info", "PYTHONPATH": str(ROOT / "src")}
+        command = ["ip", "netns", "exec", self.names[host], sys.executable, *arguments]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        process = subprocess.Popen(command, env=environment, start_new_session=True, text=True, **pipes)
+        self._started.append(process)
+        return process
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._started:
+            process.kill()
+            process.communicate(timeout=20)
+        super().__exit__()

@@ -12,8 +12,7 @@ import msgspec
 import pytest
 
 from ringlm.cluster.messages import Ready
-from tests.cluster.cables import Cables
-from tests.cluster.test_namespaces import needs_namespaces
+from tests.namespaces import Meshed, needs_namespaces
 
 RANK_0 = """
 import sys
@@ -34,17 +33,14 @@ client.close()
 
 
 @pytest.fixture
-def hosts() -> Iterator[Cables]:
-    cables = Cables(3)
-    try:
-        yield cables
-    finally:
-        cables.remove()
+def hosts() -> Iterator[Meshed]:
+    with Meshed(3) as made:
+        yield made
 
 
 @needs_namespaces
-def test_who_has_a_slow_cable_to_rank_0_is_not_its_neighbour(hosts: Cables, tiny_llama: Path) -> None:
-    hosts.throttle(0, 1, mbit=50)
+def test_who_has_a_slow_cable_to_rank_0_is_not_its_neighbour(hosts: Meshed, tiny_llama: Path) -> None:
+    hosts.throttle(0, 1, "50mbit")
     first = hosts.start(0, "-c", RANK_0, str(tiny_llama))
     said = spoken(first, "waiting for 2 ranks")
     for host in (1, 2):  # in this order: host 1 has rank 2 all the same
