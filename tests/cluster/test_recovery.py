@@ -99,10 +99,35 @@ def test_three_ranks_go_on_as_two(tiny_llama: Path, tmp_path: Path) -> None:
         undisturbed = answers(ring.client)
         assert answers(ring.client, 50, lambda: kill(ring, 1)) == undisturbed
         assert ring.client.ready.world_size == 2
+        who_dies_while_it_is_taken_in_is_not_awaited(ring, undisturbed)
         kill(ring, 0)  # for whom the last waits in vain
         assert ring.daemons[1].process.wait(20) == 1
         assert "PeerLostError: rank 0 " in ring.daemons[1].said()
         assert "The ring was not formed again: rank 0 could not be reached" in ring.daemons[1].said()
+
+
+def who_dies_while_it_is_taken_in_is_not_awaited(ring: ProcessRing, undisturbed: object) -> None:
+    newcomer = joining(ring)
+    while ring.client.recovering is None:
+        ring.client.next_event(0.1)
+    assert ring.client.recovering.rank is None
+    newcomer.kill()
+    assert answers(ring.client) == undisturbed
+    assert (ring.client.ready.world_size, ring.client.recovering) == (2, None)
+
+
+def test_two_ranks_go_on_as_three_again(tiny_llama: Path, tmp_path: Path) -> None:
+    with process_ring(str(tiny_llama), 3, tmp_path, settings=SETTINGS, rejoin_timeout_s=1.0) as ring:
+        undisturbed = answers(ring.client)
+        assert answers(ring.client, 50, lambda: kill(ring, 1)) == undisturbed
+        ring.daemons[0] = ring.daemon(ring.specs[1])
+        while ring.client.ready.world_size == 2:  # until it is taken in, in the middle of answers
+            assert answers(ring.client) == undisturbed
+        ready = ring.client.ready
+        assert (ready.world_size, ready.full_world_size, ready.epoch, ready.recoveries) == (3, 3, 2, 2)
+        assert answers(ring.client) == undisturbed
+        ring.client.close()
+        assert [daemon.process.wait(10) for daemon in ring.daemons] == [0, 0]
 
 
 def test_a_spare_takes_the_place_of_a_lost_rank(tiny_llama: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_daemon_that_hangs_in_a_step_does_not_claim_to_wait(monkeypatch: pytes
 
     monkeypatch.setattr(worker, "follow", follow)
     ready = Ready("tiny", 2, 64, 100, [], "float32", "none", [])
-    daemon._work(SimpleNamespace(runner=None, comm=ring, ready=ready), SimpleNamespace())  # type: ignore[arg-type]
+    daemon._work(SimpleNamespace(runner=None, comm=ring, ready=ready), SimpleNamespace(measured=[]))  # type: ignore[arg-type]
     assert heard == [(7, False), (7, False), (7, True)]
 
 
@@ -46,9 +46,9 @@ def test_recoveries_without_progress_come_to_an_end() -> None:
     lost = PeerLostError("rank 1 is lost.", 1)
     for generated in (0, 0, 1, 1, 1):
         leader.generated = generated
-        rank0._recover(seating, lost)  # type: ignore[arg-type]
+        rank0._recover(seating, lost, "")  # type: ignore[arg-type]
     with pytest.raises(PeerLostError) as caught:
-        rank0._recover(seating, lost)  # type: ignore[arg-type]
+        rank0._recover(seating, lost, "")  # type: ignore[arg-type]
     assert caught.value is lost
     assert told == [Recovering(1, "rank 1 is lost.")] * 5
 
@@ -57,12 +57,12 @@ def test_nothing_is_recovered_where_nobody_waits_for_it() -> None:
     daemon = Worker(EngineSpec(model="", ring=local_ring(2)[1]), None)
     lost = PeerLostError("rank 0 is lost.", 0)
     with pytest.raises(PeerLostError) as caught:
-        daemon._recover(SimpleNamespace(rejoin_timeout_s=0.0), lost)  # type: ignore[arg-type]
+        daemon._recover(SimpleNamespace(rejoin_timeout_s=0.0), lost, "")  # type: ignore[arg-type]
     assert caught.value is lost
 
     def unreachable(lost: PeerLostError) -> None:
         raise ConnectError("rank 0 could not be reached.")
 
     with pytest.raises(PeerLostError, match=r"rank 0 is lost. The ring was not formed again: rank 0 could not") as both:
-        daemon._recover(SimpleNamespace(rejoin_timeout_s=1.0, next=unreachable), lost)  # type: ignore[arg-type]
+        daemon._recover(SimpleNamespace(rejoin_timeout_s=1.0, next=unreachable), lost, "")  # type: ignore[arg-type]
     assert both.value.rank == 0

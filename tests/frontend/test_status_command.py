@@ -20,6 +20,7 @@ REPORT = {
     "recoveries": 1,
     "spares": 3,
     "world_size": 2,
+    "full_world_size": 3,
     "dtype": "bfloat16",
     "quant": "int4",
     "context": 4096,
@@ -79,7 +80,9 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_ring_that_is_well(url: str, written: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", written.format(url)]) == 0
     out = capsys.readouterr().out
-    assert "llama · bfloat16 int4 · context 4,096 · world size 2 · 12.3 tok/s · formed again: 1 · spares: 3\n" in out
+    assert (
+        "llama · bfloat16 int4 · context 4,096 · world size 2 of 3 · 12.3 tok/s · formed again: 1 · spares: 3\n" in out
+    )
     (second,) = (line for line in out.splitlines() if line.startswith(" 1 "))
     assert second.split("  ")[-1].strip() == "2.5 times"
     assert "4.0 MB" in second

@@ -120,7 +120,7 @@ def propose(ranks: Sequence[Capabilities], files: ModelFiles) -> Proposal:
 
 
 def check_memory(proposal: Proposal, ranks: Sequence[Capabilities]) -> None:
-    """Raises ConfigError, with the arithmetic, for ranks whose memory is too small."""
+    """Raises UnfitError, with the arithmetic, for ranks whose memory is too small."""
     settings = proposal.settings
     assert settings.blocks is not None
     memory = [rank.memory for rank in ranks]

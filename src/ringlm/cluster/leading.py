@@ -58,9 +58,10 @@ class Leader:
     def tell(self, message: Progress | Ready | Recovering) -> None:
         self._frontend.send(message)
 
-    def lead(self, loaded: Loaded, ring: Ring | None, spares: Callable[[], int]) -> None:
-        """Step while there is work, until the frontend wants no more. `spares` counts those who wait for a place.
-        Raises the PeerError that ended the ring."""
+    def lead(self, loaded: Loaded, ring: Ring | None, spares: Callable[[], int], grows: Callable[[], bool]) -> bool:
+        """Step while there is work, until the frontend wants no more, or, and then it returns True, `grows` says that
+        the ring is to be formed again with more ranks. `spares` counts those who wait for a place. Raises the PeerError
+        that ended the ring."""
         if self._engine is None:
             self._engine = Engine(loaded.runner, loaded.comm, max_seqs=loaded.max_seqs, epoch=loaded.ready.epoch)
         else:
@@ -74,8 +75,12 @@ class Leader:
                     if isinstance(message, Shutdown):
                         self.dismissed = True
                         engine.stop()
-                        return
+                        return False
                     self._accept(engine, message)
+                if grows():
+                    engine.stop(again=True)
+                    engine.pause()
+                    return True
                 if engine.has_work:
                     self.stepping = True
                     news = engine.step()

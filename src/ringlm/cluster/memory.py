@@ -17,6 +17,14 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _GROUPS = Path("/proc/self/cgroup")  # those of this process
 
 
+class UnfitError(ConfigError):
+    """What `ranks`, which share a memory, would hold does not fit into it; with the arithmetic."""
+
+    def __init__(self, text: str, ranks: list[int]) -> None:
+        super().__init__(text)
+        self.ranks = ranks
+
+
 class Memory(msgspec.Struct, frozen=True, array_like=True):
     """`free` bytes; ranks that name the same `pool`, a machine's or a GPU's, share them."""
 
@@ -59,7 +67,7 @@ def fits(holdings: Sequence[Holding], memory: Sequence[Memory], blocks: int) -> 
 
 
 def refuse_unfit(holdings: Sequence[Holding], memory: Sequence[Memory], *, blocks: int, quant: str) -> None:
-    """ConfigError with the arithmetic for ranks whose memory is too small for a cache of `blocks`."""
+    """Raises UnfitError for ranks whose memory is too small for a cache of `blocks`."""
     for ranks, free in _pools(memory):
         weights = sum(holdings[rank].weights for rank in ranks)
         cache = sum(holdings[rank].block for rank in ranks) * blocks
@@ -69,10 +77,11 @@ def refuse_unfit(holdings: Sequence[Holding], memory: Sequence[Memory], *, block
         if len(ranks) > 1:
             who = f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]} share their memory and need"
         packed = "" if quant == "int4" else ", --quant int4"
-        raise ConfigError(
+        raise UnfitError(
             f"{who} {size(weights + cache)} (weights {size(weights)}, cache {size(cache)} for "
             f"{blocks * BLOCK:,} tokens), and {size(free)} are free there. Take a smaller --context{packed}, another "
-            "--split, or one more machine."
+            "--split, or one more machine.",
+            ranks,
         )
 
 

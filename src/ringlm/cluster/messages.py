@@ -83,13 +83,15 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     ranks: list[RankReport]
     epoch: int = 0
     recoveries: int = 0  # how often the ring was formed again
+    full_world_size: int = 0  # what it was at the start, and is to be again
     measured: list[MeasuredLink] = []
 
 
 class Recovering(msgspec.Struct, frozen=True, tag=True):
-    """The ring has ended because of `rank`, and is being formed again; Ready follows when it is, or Failed."""
+    """The ring has ended because of `rank`, or to take in more, and is being formed again; Ready follows when it is, or
+    Failed."""
 
-    rank: int
+    rank: int | None
     reason: str
 
 

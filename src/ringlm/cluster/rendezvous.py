@@ -41,9 +41,9 @@ log = logging.getLogger("ringlm")
 
 
 class Gathered(NamedTuple):
-    """Who makes up the next ring besides rank 0: `seats[i]` is the member that becomes rank i + 1."""
+    """Who makes up the next ring besides rank 0, by whose share of the model each takes, and its epoch."""
 
-    seats: list[Member]
+    seats: dict[int, Member]
     epoch: int
 
 
@@ -56,7 +56,7 @@ class _Guest:
         self.member: Member | None = None
         self.gauged: Gauged | None = None  # its answer, once it has been asked
         self.heard = time.monotonic()
-        self.seated = False  # it has been given a rank, and leaves
+        self.seated = False  # it has its answer, and leaves
 
 
 class Rendezvous:
@@ -82,7 +82,7 @@ class Rendezvous:
         self._guests: list[_Guest] = []
         self._changed = threading.Condition()
         self._ended: RingLMError | None = None
-        self._gathering = False
+        self._complete = True
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="ringlm-rendezvous", daemon=True)
         self._thread.start()
@@ -96,29 +96,28 @@ class Rendezvous:
             hosts = [own_host(guest.sock) for guest in self._guests]
         return Place(list(dict.fromkeys([*place.hosts, *hosts])), place.port, place.network)
 
-    @property
-    def count(self) -> int:
-        """How many wait."""
+    def waiting(self) -> list[Member]:
+        """Those who have said what they are, and have no seat."""
         with self._changed:
-            return len(self._present())
+            return [guest.member for guest in self._guests if guest.member is not None and not guest.seated]
 
     def gather(
-        self, choose: Callable[[list[Member], float], list[Member] | None], epoch: int, timeout_s: float
+        self, choose: Callable[[list[Member], float], dict[int, Member] | None], epoch: int, timeout_s: float
     ) -> Gathered:
         """Wait until `choose` finds the seats of the next ring among those present, `timeout_s` at most; it is asked
         again whenever somebody comes or goes and is told how long it has been, and the last time after the timeout.
         The epoch is above `epoch`, and above that of everybody here. Raises what `choose` does, and ConnectError."""
         began = time.monotonic()
         with self._changed:
-            self._gathering = True
+            self._complete = False
             while True:
                 if self._ended is not None:
                     raise self._ended
                 waited_s = time.monotonic() - began
-                present = self._present()
+                present = self.waiting()
                 seats = choose(present, min(waited_s, timeout_s))
                 if seats is not None:
-                    self._gathering = False
+                    self._complete = len(seats) >= self._offer.world_size - 1
                     return Gathered(seats, max([epoch, *(member.epoch for member in present)]) + 1)
                 if waited_s >= timeout_s:
                     raise ConnectError(f"{len(present)} joined within {timeout_s:g} s, which are too few.")
@@ -145,13 +144,13 @@ class Rendezvous:
                     silent = Gauged(None, "who was to measure it did not answer.")
                     return [silent if guest is None else guest.gauged or silent for guest in asked]
 
-    def seat(self, member: Member, assignment: Assignment) -> None:
-        """Give a member of those gathered its rank."""
+    def answer(self, member: Member, word: Assignment | End) -> None:
+        """Give somebody who waits a rank, or the reason why there is none."""
         with self._changed:
             for guest in self._guests:
                 if guest.member is member:
                     guest.seated = True
-                    _say(guest, assignment)  # one that has just left is missed when the ring forms
+                    _say(guest, word)  # one that has just left is missed when the ring forms
 
     def close(self, why: str) -> None:
         """Take nobody in any more, and tell who waits that it is over. Idempotent."""
@@ -192,7 +191,7 @@ class Rendezvous:
             if self._ended is not None:
                 guest.sock.close()
                 return
-            _say(guest, msgspec.structs.replace(self._offer, complete=not self._gathering))
+            _say(guest, msgspec.structs.replace(self._offer, complete=self._complete))
             self._arrived.append(guest)
             self._wake.send(b"x")
         if hello.rank >= 0 and not self.returned.is_set():
@@ -206,9 +205,6 @@ class Rendezvous:
         """What ends forming does not end this."""
 
     # -- the thread ----------------------------------------------------------------------------
-
-    def _present(self) -> list[Member]:
-        return [guest.member for guest in self._guests if guest.member is not None and not guest.seated]
 
     def _run(self) -> None:
         try:

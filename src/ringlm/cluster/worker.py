@@ -79,10 +79,10 @@ class Worker:
         with self._paused():
             self.ring = seating.first(self._heartbeat())
         while True:
-            lost = None
+            lost, again = None, False
             try:
-                self._take_part(seating)
-                if self.spec.join is None:
+                again = self._take_part(seating)
+                if not again and self.spec.join is None:
                     return
             except PeerError as error:
                 lost = type(error)(str(error), error.rank)  # without the frames that hold what was loaded
@@ -91,12 +91,13 @@ class Worker:
                 raise
             finally:
                 self._leave()
-            self._recover(seating, lost)
+            self._recover(seating, lost, "the ring takes more ranks in" if again else "rank 0 has ended")
 
-    def _take_part(self, seating: Seating) -> None:
+    def _take_part(self, seating: Seating) -> bool:
+        """Whether the ring has ended to be formed again."""
         with self._paused():
             loaded = self._load(seating)
-        self._work(loaded, seating)
+        return self._work(loaded, seating)
 
     def _load(self, seating: Seating) -> Loaded:
         loaded = seating.loader.load(
@@ -114,18 +115,23 @@ class Worker:
             seating.formed(self.ring, timeout_s)
         return loaded
 
-    def _work(self, loaded: Loaded, seating: Seating) -> None:
+    def _work(self, loaded: Loaded, seating: Seating) -> bool:
         self.comm, self._since = loaded.comm, time.monotonic()
         self._computed_s = lambda: loaded.runner.computed_s
-        ready = msgspec.structs.replace(loaded.ready, recoveries=self._recoveries, measured=seating.measured)
+        ready = msgspec.structs.replace(
+            loaded.ready,
+            recoveries=self._recoveries,
+            full_world_size=self.spec.world_size,
+            measured=seating.measured,
+        )
         if self.leader is not None:
-            self.leader.lead(loaded._replace(ready=ready), self.ring, seating.spares)
-        else:
-            self._following = True  # a daemon that is not within a collective computes
-            follow(loaded.runner, loaded.comm, epoch=ready.epoch)
+            return self.leader.lead(loaded._replace(ready=ready), self.ring, seating.spares, seating.grows)
+        self._following = True  # a daemon that is not within a collective computes
+        return follow(loaded.runner, loaded.comm, epoch=ready.epoch)
 
-    def _recover(self, seating: Seating, lost: PeerError | None) -> None:
-        """Form the ring again after `lost` has ended it, or an orderly end. Raises it where that is no use."""
+    def _recover(self, seating: Seating, lost: PeerError | None, why: str) -> None:
+        """Form the ring again after `lost` has ended it, or rank 0 in order, and `why`. Raises it where that is no
+        use."""
         dismissed = self._unneeded is not None or (self.leader is not None and self.leader.dismissed)
         if lost is not None and (dismissed or (not seating.rejoin_timeout_s and self.spec.join is None)):
             raise lost
@@ -134,10 +140,12 @@ class Worker:
             self._vain = 1 if held else self._vain + 1
             if self._vain > RECOVERIES:
                 raise lost
-            self._recoveries += 1
             self._generated = self.leader.generated
-            self.leader.tell(Recovering(lost.rank, str(lost)))
-        why = "rank 0 has ended" if lost is None else str(lost).rstrip(".")
+        if lost is not None:
+            why = str(lost).rstrip(".")
+        if self.leader is not None:
+            self._recoveries += 1
+            self.leader.tell(Recovering(None if lost is None else lost.rank, f"{why}."))
         log.warning("%s. Waiting for the ring to be formed again.", why)
         try:
             with self._paused():

@@ -97,11 +97,12 @@ class Engine:
         self._link(runner, comm)
         self.scheduler.resume(self._allocator(), epoch)
 
-    def stop(self) -> None:
-        """Tell the other ranks that there are no more steps. A second call does nothing."""
+    def stop(self, *, again: bool = False) -> None:
+        """Tell the other ranks that there are no more steps, or none until this engine has been paused and resumed. A
+        second call does nothing."""
         if not self._stopped:
-            self._stopped = True
-            self._tell(self.scheduler.stop())
+            self._stopped = not again
+            self._tell(self.scheduler.stop(again))
 
     def _link(self, runner: Runner, comm: Communicator) -> None:
         assert runner.cache.positions >= runner.model.config.context, "a sequence that runs alone could not grow"

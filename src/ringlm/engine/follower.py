@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import count
-
 import msgspec
 
 from ringlm.engine.messages import Message, StopMessage, decode
@@ -13,8 +11,8 @@ from ringlm.errors import DesyncError
 from ringlm.parallel.communicator import Communicator
 
 
-def follow(runner: Runner, comm: Communicator, *, epoch: int = 0) -> None:
-    """Run rank 0's steps of `epoch`, in order from 0, and return when it says stop.
+def follow(runner: Runner, comm: Communicator, *, epoch: int = 0) -> bool:
+    """Run rank 0's steps of `epoch`, in order from 0, until it says stop; whether it wants to go on in another epoch.
 
     Raises DesyncError for a message that is not the next one or cannot be run; nothing of it has run then.
     """
@@ -24,7 +22,8 @@ def follow(runner: Runner, comm: Communicator, *, epoch: int = 0) -> None:
         "block": runner.cache.block,
         "vocabulary": runner.model.config.vocabulary,
     }
-    for step in count():
+    step = 0
+    while True:
         message = _read(comm.broadcast_bytes(None))
         if (message.epoch, message.step) != (epoch, step):
             raise DesyncError(
@@ -33,9 +32,10 @@ def follow(runner: Runner, comm: Communicator, *, epoch: int = 0) -> None:
                 0,
             )
         if isinstance(message, StopMessage):
-            return
+            return message.again
         check(message, **limits)
         runner.run(message)
+        step += 1
 
 
 def _read(data: bytes) -> Message:

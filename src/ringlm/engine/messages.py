@@ -35,10 +35,11 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True, tag_field="t", t
 
 
 class StopMessage(msgspec.Struct, frozen=True, array_like=True, tag_field="t", tag="stop"):
-    """Rank 0 is done: daemons end with status 0."""
+    """Rank 0 is done: daemons end with status 0, or go to meet it `again`."""
 
     epoch: int
     step: int
+    again: bool = False
 
 
 Message = StepMessage | StopMessage

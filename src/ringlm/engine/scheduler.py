@@ -193,9 +193,9 @@ class Scheduler:
         self.epoch, self.step = epoch, 0
         self._pace = Pace()
 
-    def stop(self) -> StopMessage:
-        """The message after the last step."""
-        return StopMessage(self.epoch, self.step)
+    def stop(self, again: bool) -> StopMessage:
+        """The message after the last step of this epoch, or of all."""
+        return StopMessage(self.epoch, self.step, again)
 
     def _in_turn(self) -> Iterator[tuple[Sequence, int]]:
         """Those that advance, and by how many tokens: those that decode, then prompts, then those that can be admitted.

@@ -80,8 +80,10 @@ def _decode(response: httpx2.Response, kind: type[Any]) -> Any:
 def _show(report: RingReport) -> None:
     load = "" if report.running is None else f" · {report.running} running, {report.waiting} waiting"
     quant = "" if report.quant == "none" else f" {report.quant}"
+    missing = report.full_world_size > report.world_size
+    size = f"{report.world_size} of {report.full_world_size}" if missing else f"{report.world_size}"
     title = (
-        f"{report.model} · {report.dtype}{quant} · context {report.context:,} · world size {report.world_size} · "
+        f"{report.model} · {report.dtype}{quant} · context {report.context:,} · world size {size} · "
         f"{report.tokens_per_s:.1f} tok/s{load}"
     )
     if report.recoveries or report.spares:

@@ -46,11 +46,13 @@ def test_a_ring_that_is_formed_again(served: Served, engine: FakeEngine) -> None
     ring = served.client.get("/v1/ring").json()
     assert (ring["state"], ring["reason"], ring["lost"]) == ("recovering", "rank 1 is lost.", 1)
     assert (ring["epoch"], ring["recoveries"]) == (0, 0)
-    engine.recovering, engine.ready = None, msgspec.structs.replace(engine.ready, epoch=3, recoveries=2)
+    again = msgspec.structs.replace(engine.ready, epoch=3, recoveries=2, full_world_size=3)
+    engine.recovering, engine.ready = None, again
     engine.stats = msgspec.structs.replace(stats(), spares=1, recoveries=2, slow={1: 4.5})
     ring = served.client.get("/v1/ring").json()
     assert (ring["state"], ring["lost"], ring["epoch"], ring["recoveries"]) == ("ready", None, 3, 2)
     assert ring["spares"] == 1
+    assert (ring["world_size"], ring["full_world_size"]) == (2, 3)
     assert [rank["slow"] for rank in ring["ranks"]] == [None, 4.5]
     assert "ringlm_recoveries_total 2.0" in served.client.get("/metrics").text
 

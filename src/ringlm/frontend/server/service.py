@@ -27,9 +27,11 @@ class Service:
         return self.models[0]
 
     def awaited(self) -> str | None:
-        """For which rank the ring waits, if it does."""
+        """For whom the ring waits, if it does."""
         recovering = self.session.recovering
-        return None if recovering is None else f"rank {recovering.rank}"
+        if recovering is None:
+            return None
+        return "more ranks" if recovering.rank is None else f"rank {recovering.rank}"
 
     def check_model(self, model: str | None) -> None:
         """Raises APIError for a model that is not served."""

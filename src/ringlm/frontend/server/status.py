@@ -33,7 +33,7 @@ class Models(msgspec.Struct, kw_only=True):
 
 class Health(msgspec.Struct, kw_only=True):
     """Whether every rank is well; while one is awaited it is degraded, `rank` being that one and `reason` what happened
-    to it."""
+    to it; also for the moment in which more ranks are taken in, `rank` being null."""
 
     status: Literal["ok", "degraded"] = "ok"
     world_size: int
@@ -78,7 +78,8 @@ class RingReport(msgspec.Struct, kw_only=True):
     has been formed again, which `recoveries` counts; while it is `recovering`, `reason` says why, `lost` is the rank
     that is awaited, and `ranks` are those of before. `spares` wait to take the place of a lost rank. `step`,
     `tokens_per_s` and the rates of `links` are of the last second of work, for ten seconds. `measured` are the links by
-    which ranks were given to those who had joined."""
+    which ranks were given to those who had joined. With a `world_size` below `full_world_size` it takes in who
+    joins."""
 
     model: str
     state: Literal["ready", "recovering"]
@@ -87,6 +88,7 @@ class RingReport(msgspec.Struct, kw_only=True):
     epoch: int
     recoveries: int
     world_size: int
+    full_world_size: int
     dtype: str
     quant: str
     context: int
@@ -147,6 +149,7 @@ async def ring(request: Request, service: Service) -> Response:
         epoch=ready.epoch,
         recoveries=ready.recoveries,
         world_size=ready.world_size,
+        full_world_size=ready.full_world_size,
         dtype=ready.dtype,
         quant=ready.quant,
         context=ready.context,
