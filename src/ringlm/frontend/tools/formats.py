@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -65,11 +66,12 @@ _FORMATS: Final[Mapping[str, str]] = {  # by module, what a template has; the fi
     "glm": r"<arg_key>",
     "seed_oss": r"<seed:tool_call>",
     "minimax": r"<minimax:tool_call>",
+    "olmo3": r"<function_calls>",
     "tool_calls": r"<tool_calls>",
     "qwen_coder": r"<function=.*<parameter=",
     "functionary": r"<function=",
     "hermes": r"<tool_call>",
-    "llama": r"<\|python_tag\|>|\"name\": .{1,80}\"parameters\": ",
+    "llama": r"<\|python_tag\|>|\"name\": .{1,80}\"parameters\": |\[\{\\?\"name\\?\": ",
 }
 _REASONING: Final[Mapping[str, Reasoning]] = {  # likewise
     r"<\|channel>": Reasoning("<|channel>thought", "<channel|>"),
@@ -82,12 +84,14 @@ _REASONING: Final[Mapping[str, Reasoning]] = {  # likewise
 }
 
 
+@lru_cache
 def tool_format(template: str) -> ToolFormat | None:
     """The format in which a model with this chat template calls tools; None for one that is not known here."""
     name = next((name for name, sign in _FORMATS.items() if re.search(sign, template, re.DOTALL)), None)
     return None if name is None else _named(name)
 
 
+@lru_cache
 def reasoning(template: str) -> Reasoning | None:
     """What is around the reasoning of a model with this chat template; None for one that has none."""
     return next((marks for sign, marks in _REASONING.items() if re.search(sign, template, re.DOTALL)), None)
