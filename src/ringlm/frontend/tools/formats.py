@@ -73,6 +73,7 @@ _FORMATS: Final[Mapping[str, str]] = {  # by module, what a template has; the fi
     "hermes": r"<tool_call>",
     "llama": r"<\|python_tag\|>|\"name\": .{1,80}\"parameters\": |\[\{\\?\"name\\?\": ",
 }
+NAMES: Final = tuple(sorted(_FORMATS))
 _REASONING: Final[Mapping[str, Reasoning]] = {  # likewise
     r"<\|channel>": Reasoning("<|channel>thought", "<channel|>"),
     r"</seed:think>": Reasoning("<seed:think>", "</seed:think>"),
@@ -99,11 +100,11 @@ def reasoning(template: str) -> Reasoning | None:
 
 def chosen_format(choice: str) -> ToolFormat:
     """The format of that name, or that a file declares (`--tool-format`). Raises ConfigError."""
-    if choice in _FORMATS:
+    if choice in NAMES:
         return _named(choice)
     if not choice.endswith(".toml"):
         raise ConfigError(
-            f"--tool-format {choice}: there is no such format; give {', '.join(sorted(_FORMATS))}, or a FILE.toml that "
+            f"--tool-format {choice}: there is no such format; give {', '.join(NAMES)}, or a FILE.toml that "
             "declares one, as docs/tools.md shows."
         )
     from ringlm.frontend.tools.layout import read_layout
