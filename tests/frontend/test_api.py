@@ -113,6 +113,7 @@ def test_what_is_asked_of_the_engine(
         ({"quant": "int5"}, "int8 or int4"),
         ({"split": [1]}, "world size 2"),
         ({"context": 0}, "1 or more"),
+        ({"tool_format": "none.toml"}, "none.toml: cannot be read"),
     ],
 )
 def test_mistakes_are_refused_before_anything_starts(

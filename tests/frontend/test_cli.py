@@ -123,6 +123,7 @@ MISTAKES = [
     ("run -m demo --prompt x --config /no/such.toml", "cannot be read"),
     ("run --nonsense", "No such option: --nonsense"),
     ("nonsense", "No such command 'nonsense'. Try 'ringlm --help'"),
+    ("serve -m demo --port 0 --tool-format yaml", "--tool-format yaml: there is no such format"),
     ("launch -n 2", "Try 'ringlm launch --help'"),
     ("launch -- run", "Give -n or --hosts. Try 'ringlm launch --help'"),
     ("launch -n 0 -- run", "-n is 0; a ring has 1 rank or more"),

@@ -80,11 +80,15 @@ JSON = '{"city": "Paris", "days": [1, null]}'
         ("FUNCTOOLS", '{"name": "weather", "arguments": GIVEN}'),
         ("GRANITE", f'<|tool_call|>[{{"name": "weather", "arguments": {JSON}}}]'),
         ("GEMMA", """<|tool_call>call:weather{city:<|"|>Paris<|"|>,days:[1, None]}<tool_call|>"""),
+        ("PHI", f'<|tool_call|>[{{"name": "weather", "arguments": {JSON}}}]<|/tool_call|>'),
+        ("SMOLLM3", f'<tool_call>\n{{"name": "weather", "arguments": {JSON}}}\n</tool_call>'),
+        ("LFM2", "<|tool_call_start|>[weather(city='Paris', days=[1, None])]<|tool_call_end|>"),
         ("QWEN", f'<tool_call>\n{{"name": "weather", "arguments": {JSON}}}\n</tool_call>'),
     ],
 )
 def test_earlier_calls_in_every_template(folder: Path, template: str, shown: str, given: Any) -> None:
-    """Where a template makes text of the arguments, it gets what the model wrote; else the object."""
+    """Where a template makes text of the arguments, it gets what the model wrote; else the object. Where it knows no
+    calls, they are a part of the text."""
     found = opened(folder, getattr(templates, template))
     call = {"id": "123456789", "function": FUNCTION | {"arguments": given}}
     result = RESULT | {"content": f"Sunny. {json.loads(CITY)}"}  # Python's spelling, by a tool of the user's
@@ -190,6 +194,7 @@ def test_a_template_for_tools_beside_another(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "words"),
     [
+        (templates.NO_SYSTEM, r"its chat template knows no tools"),
         (templates.PLAIN, r"its chat template knows no tools; ask without tools"),
         (templates.OTHER, r"how its chat template writes calls of tools is not known here"),
     ],
@@ -203,6 +208,9 @@ def test_calls_one_by_one_where_the_template_takes_no_more(folder: Path) -> None
     found = opened(folder, templates.LLAMA)
     calls = [CALLED["tool_calls"][0] | {"id": name} for name in ("a", "b")]
     asked = [USER, CALLED | {"tool_calls": calls}, *(RESULT | {"tool_call_id": name} for name in ("a", "b"))]
+    # Or drops those beyond the first.
+    harmony = opened(folder, templates.HARMONY)
+    assert text_of(harmony, harmony.chat(asked)).count("to=functions.weather") == 2
     prompt = text_of(found, found.chat(asked))
     assert prompt.count('"parameters": {"city": "Paris"}') == prompt.count("Sunny.") == 2
     with pytest.raises(RequestError, match="one call at a time"):  # which is what it says

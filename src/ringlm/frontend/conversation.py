@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
 
 from ringlm.errors import RequestError
 
 Message = Mapping[str, Any]  # {"role": …, "content": …}, as in the OpenAI API
 Tool = Mapping[str, Any]  # {"type": "function", "function": {"name": …, "description": …, "parameters": …}}
+
+
+Write: TypeAlias = Callable[[Sequence[tuple[str, Mapping[str, Any]]]], str]  # of calls, as the model writes them
 
 
 class ChatOptions(TypedDict, total=False):
@@ -30,10 +33,10 @@ def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [_for_template(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def variants(messages: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def variants(messages: Sequence[dict[str, Any]], write: Write | None) -> Iterator[list[dict[str, Any]]]:
     """What `for_template` made, as templates may want it, the likeliest first: earlier calls with arguments that are
     objects, or with JSON; all together, or each in a message of its own; with the thoughts before them, or without, as
-    GPT-OSS's does where there is text."""
+    GPT-OSS's does where there is text; as a part of the text by `write`, where the template knows no calls."""
     if not any("tool_calls" in message for message in messages):
         yield list(messages)
         return
@@ -41,6 +44,8 @@ def variants(messages: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]
         for apart in (thoughtful, one_call_each(thoughtful)):
             yield apart
             yield [_with_json(message) for message in apart]
+    if write is not None:
+        yield [_with_text(message, write) for message in messages]
 
 
 def shows_objects(messages: Sequence[dict[str, Any]], text: str) -> bool:
@@ -49,6 +54,16 @@ def shows_objects(messages: Sequence[dict[str, Any]], text: str) -> bool:
     spelled = {str(given) for call in calls if isinstance(given := call["function"]["arguments"], dict) and given}
     contents = "\n".join(message["content"] for message in messages)
     return any(text.count(spelling) > contents.count(spelling) for spelling in spelled)
+
+
+def without_last_calls(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with a call less in each message that has any: rendered as the same text, they are of no account."""
+    less = []
+    for message in messages:
+        plain = {key: value for key, value in message.items() if key != "tool_calls"}
+        calls = message.get("tool_calls", ())[:-1]
+        less.append({**plain, "tool_calls": calls} if calls else plain)
+    return less
 
 
 def one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -120,6 +135,15 @@ def _with_json(message: dict[str, Any]) -> dict[str, Any]:
         for call in message["tool_calls"]
     ]
     return {**message, "tool_calls": calls}
+
+
+def _with_text(message: dict[str, Any], write: Write) -> dict[str, Any]:
+    if "tool_calls" not in message:
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    written = write([(function["name"], function["arguments"]) for function in functions])
+    plain = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**plain, "content": message["content"] + written}
 
 
 def _text(content: Any, where: str) -> str:

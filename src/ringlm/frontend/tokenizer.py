@@ -24,6 +24,7 @@ from ringlm.frontend.conversation import (
     shows_objects,
     variants,
     with_tools_inside,
+    without_last_calls,
 )
 from ringlm.frontend.detokenizer import Detokenizer
 from ringlm.frontend.model import Model
@@ -121,7 +122,8 @@ class Tokenizer:
         plain, text = self._fitting(for_template(messages), tools, variables)
         if offered and text == self._rendered(plain, (), variables):
             inside = with_tools_inside(plain, tools)
-            text = self._rendered(inside, (), variables)
+            with contextlib.suppress(RequestError):  # of a system message
+                text = self._rendered(inside, (), variables)
             if inside[0]["tools"] not in text:
                 raise RequestError(
                     f"{self._name}: {self._template} knows no tools; ask without tools, or another model."
@@ -132,24 +134,42 @@ class Tokenizer:
     def _fitting(
         self, messages: list[dict[str, Any]], tools: Sequence[Tool], variables: Mapping[str, Any]
     ) -> tuple[list[dict[str, Any]], str]:
-        """The messages as the template takes them, and rendered. Raises RequestError where it takes them in no way."""
+        """The messages as the template takes them, with all earlier calls in sight, and rendered. Raises RequestError
+        where it takes them in no way."""
+        calling = self._format(tools)
+        found: list[tuple[list[dict[str, Any]], str]] = []
         refused: list[RequestError] = []
-        for variant in variants(messages):
+        for variant in variants(messages, None if calling is None else calling.write):
             try:
-                text = self._rendered(variant, tools, variables)
+                found.append((variant, self._rendered(variant, tools, variables)))
             except RequestError as error:
                 refused.append(error)
             else:
-                if not shows_objects(variant, text):
-                    return variant, text
-        raise refused[0]
+                if not shows_objects(*found[-1]) and self._shows_calls(*found[-1], tools, variables):
+                    return found[-1]
+        if not found:
+            raise refused[0]
+        return found[0]
+
+    def _shows_calls(
+        self, messages: list[dict[str, Any]], text: str, tools: Sequence[Tool], variables: Mapping[str, Any]
+    ) -> bool:
+        less = without_last_calls(messages)
+        try:
+            return less == messages or text != self._rendered(less, tools, variables)
+        except RequestError:  # results without calls, which some take for a mistake
+            return True
 
     def _rendered(self, messages: list[dict[str, Any]], tools: Sequence[Tool], variables: Mapping[str, Any]) -> str:
         from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
         try:
             text: str = self._fast.apply_chat_template(
-                messages, tools=list(tools) or None, tokenize=False, add_generation_prompt=True, **variables
+                messages,
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=True,
+                **{"xml_tools": list(tools) or None, **variables},  # as SmolLM3 calls them
             )
         except TemplateSyntaxError as error:
             raise ModelError(f"{self._name}: {self._template}, line {error.lineno}: {error.message}.") from error
@@ -172,7 +192,7 @@ class Tokenizer:
     def _calling(self, tools: Sequence[Tool]) -> ToolFormat | None:
         """How this model calls `tools`; None when there are none, unless text is written in that way too. Raises
         RequestError where it cannot."""
-        found = self._chosen or tool_format(self._template_for(tools))
+        found = self._format(tools)
         if not tools:
             return found if found is not None and found.frames else None
         if found is None:
@@ -181,6 +201,9 @@ class Tokenizer:
                 "formats that are. Say which one it is with --tool-format, or ask without tools."
             )
         return found
+
+    def _format(self, tools: Sequence[Tool]) -> ToolFormat | None:
+        return self._chosen or tool_format(self._template_for(tools))
 
     def _marks(self, tools: Sequence[Tool]) -> Reasoning | None:
         chosen = None if self._chosen is None else self._chosen.reasoning

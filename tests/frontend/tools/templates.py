@@ -53,6 +53,10 @@ MISTRAL = """\
 {%- endfor %}"""
 MAGISTRAL = MISTRAL + "{# [THINK] and [/THINK] #}"
 CODER = _TOOLS + "Write <tool_call><function=name><parameter=name>value</parameter></function></tool_call>.{% endif %}"
+NO_SYSTEM = """\
+{% for message in messages %}
+{%- if message.role == 'system' %}{{ raise_exception('no system message') }}{% endif %}{{ message.content }}
+{%- endfor %}"""
 PLAIN = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
 OTHER = _TOOLS + "Write Action: name, Input: {…}.{% endif %}"
 
@@ -94,6 +98,12 @@ GLM = """\
 PHI = """\
 {% for message in messages %}<|{{ message.role }}|>{{ message.content }}
 {%- if message.tools %}{{ '<|tool|>' + message.tools + '<|/tool|>' }}{% endif %}<|end|>{% endfor %}<|assistant|>"""
+SMOLLM3 = """\
+{% if xml_tools %}Write <tool_call>{"name": …}</tool_call>. {{ xml_tools }}{% endif %}
+{%- for message in messages %}{{ message.content }}{% endfor %}"""
+LFM2 = """\
+{% if tools %}<|tool_list_start|>{{ tools | tojson }}<|tool_list_end|>{% endif %}
+{%- for message in messages %}{{ message.content }}{% endfor %}"""
 FUNCTOOLS = """\
 {% if tools %}Write functools[{"name": …}]: {{ tools }}{% endif %}
 {%- for message in messages %}{{ message.content }}{% for call in message.tool_calls or [] -%}

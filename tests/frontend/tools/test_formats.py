@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ringlm.errors import ConfigError
 from ringlm.frontend import tools
@@ -65,6 +69,14 @@ EXCERPTS = [  # of published templates
     ("function_gemma", "'<start_function_call>call:' + tool_call['name'] + '{'"),
     ("tool_code", "'```tool_code\\n' … tool_call['name'] + '('"),
     ("pythonic", "Example Format: [func_name1(params_name1=params_value1, params_name2=params_value2...)]"),
+    ("kimi_k2", "<|tool_call_begin|>{{ formatted_id }}<|tool_call_argument_begin|>{{ arguments }}<|tool_call_end|>"),
+    ("command_r7b", "1. Action: write <|START_ACTION|> followed by a list of JSON-formatted tool calls"),
+    ("nemotron_nano", """'<TOOLCALL>[{{"name": "tool_name1", "arguments": "tool_args1"}}, '"""),
+    ("tool_calls", "respond with <tool_calls></tool_calls> XML tags"),
+    ("functionary", '<function=example_function_name>{{"example_name": "example_value"}}</function>'),
+    ("olmo3", "respond with a pythonic function call wrapped in <function_calls></function_calls> XML tags."),
+    ("llama", 'make calls in a single JSON array: \n\n[{"name": "tool_call_name", "arguments": {"arg1": "value1"}}]'),
+    ("lfm2", "List of tools: <|tool_list_start|>["),
     (None, """Action: [{"tool_name": "f", "parameters": {}}]"""),
 ]
 
@@ -82,6 +94,7 @@ def test_told_by_excerpts(name: str | None, excerpt: str) -> None:
         ("Write your thoughts after 'Here is my thought process:' and write your response after", PHRASES),
         ("'<|channel>thought\\n<channel|>'", Reasoning("<|channel>thought", "<channel|>")),
         ("{%- set think_end_token = '</seed:think>' -%}", Reasoning("<seed:think>", "</seed:think>")),
+        ("write <|START_THINKING|> … <|END_THINKING|>", Reasoning("<|START_THINKING|>", "<|END_THINKING|>")),
         ('"<|start|>assistant<|channel|>analysis<|message|>"', None),
     ],
 )
@@ -114,6 +127,23 @@ def test_a_declared_format(tmp_path: Path) -> None:
     assert read('now: {"a": 1}', chosen_format(str(path)), None) == Told("", (("now", '{"a": 1}'),), True)
 
 
+WRITTEN = [name for name, _ in EXCERPTS if name and chosen_format(name).write]
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text("aé' \"\\\n,:{}[]"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", min_size=1), inner, max_size=3),
+)
+
+
+@given(name=st.sampled_from(WRITTEN), values=VALUES, text=st.text("aé' \"\\\n", max_size=9))
+def test_what_is_written_is_read(name: str, values: Any, text: str) -> None:
+    calling = chosen_format(name)
+    calls = [("now", {}), ("write", {"text": text, "any": None if isinstance(values, str) else values})]
+    assert calling.write is not None
+    told = read(calling.write(calls), calling, None)
+    assert told.called
+    assert [(each, json.loads(arguments)) for each, arguments in told.calls] == calls
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -121,8 +151,12 @@ def test_a_declared_format(tmp_path: Path) -> None:
         ("call =", "docs/tools.md shows how a format is declared"),
         ("calls = '{calls}'", "missing required field `call`"),
         ("call = '<c>{json}</c>'\nend = 'x'", "unknown field `end`"),
-        ("call = '<c>{arguments}{name}</c>'", r"'<c>{arguments}{name}</c>' must have {name}, {arguments}, each once"),
-        ("call = '<c>{json}{json}</c>'", "must have {json}, each once"),
+        (
+            "call = '<c>{arguments}{name}</c>'",
+            r"'<c>{arguments}{name}</c>' must have {name} and then {arguments}, or {json}",
+        ),
+        ("call = '<c>{json}{json}</c>'", "or {json}, each once"),
+        ("call = '<c>{id}{name}{arguments}</c>'", "something must stand after {id}"),
         ("call = '<c>{name}{arguments}'\nargument = '<k>{key}</k>{value}</v>'", "must end in something"),
         ("call = '<c>{name}{arguments}</c>'\nargument = '{key}={value}'", "something must stand before {key}"),
         ("call = '{json}'\ncalls = '<c>'", "must have {calls}"),
@@ -139,5 +173,5 @@ def test_declarations_that_are_refused(tmp_path: Path, text: str | None, words: 
 
 
 def test_a_format_that_is_not_known() -> None:
-    with pytest.raises(ConfigError, match=r"--tool-format yaml: there is no such format; give deepseek_v3, .* FILE"):
+    with pytest.raises(ConfigError, match=r"--tool-format yaml: there is no such format; give command_r7b, .* FILE"):
         chosen_format("yaml")

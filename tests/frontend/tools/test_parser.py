@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringlm.frontend.tools import hermes, llama, mistral, pythonic, qwen_coder
+from ringlm.frontend.tools import formats, hermes, llama, mistral, pythonic, qwen_coder
 from ringlm.frontend.tools.formats import Reasoning
 from ringlm.frontend.tools.parser import AnswerParser
 from tests.frontend.tools.reading import TOOLS, Told, read
@@ -131,6 +131,11 @@ CASES: dict[str, tuple[str, str, Told]] = {
         Told("", (*ONE, ("now", "{}"), ("now", "{}")), True),
     ),
     "llama, a type": ("llama", '{"type": "function", ' + call("weather", PARIS)[1:], Told("", ONE, True)),
+    "llama, a list": (
+        "llama",
+        f"[{call('weather', PARIS)}, {call('now', '{}')}]",
+        Told("", (*ONE, ("now", "{}")), True),
+    ),
     "llama, text after": ("llama", f"{call('weather', PARIS)}; and more", Told("; and more", ONE, True)),
     "llama, JSON that is no call": ("llama", '{"title": "now", "name": 1}', Told('{"title": "now", "name": 1}')),
     "llama, JSON in text": ("llama", f"I write {call('now', '{}')}", Told(f"I write {call('now', '{}')}")),
@@ -300,21 +305,20 @@ WORDS = [
 ]
 
 
-@given(
-    words=st.lists(st.sampled_from(WORDS), max_size=20),
-    name=st.sampled_from([*FORMATS, None]),
-    reasoning=st.booleans(),
-    opened=st.booleans(),
-)
-def test_nonsense(words: list[str], name: str | None, reasoning: bool, opened: bool) -> None:
+@given(data=st.data(), name=st.sampled_from([*formats.NAMES, None]), reasoning=st.booleans(), opened=st.booleans())
+def test_nonsense(data: st.DataObject, name: str | None, reasoning: bool, opened: bool) -> None:
     """Whole, in words and in characters it is the same; what has neither calls nor reasoning is text to the letter."""
-    calling, answer = None if name is None else FORMATS[name], "".join(words)
+    calling = None if name is None else formats.chosen_format(name)
+    known = [*WORDS, *(calling.openings + calling.inner if calling else ())]
+    words = data.draw(st.lists(st.sampled_from(known), max_size=20))
+    answer = "".join(words)
     whole, *cut = (
         read(pieces, calling, THINK if reasoning else None, opened and reasoning)
         for pieces in ([answer], words, answer)
     )
     assert cut == [whole, whole]
-    if not whole.calls and not (reasoning and (opened or "<think>" in answer)):
+    framed = calling is not None and calling.frames
+    if not (whole.calls or framed or (reasoning and (opened or "<think>" in answer))):
         assert whole.text == answer
     if whole.called:
         assert all(isinstance(json.loads(arguments), dict) for _, arguments in whole.calls)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ringlm.errors import ConfigError
 from ringlm.frontend.tools.calls import openai_id
@@ -31,8 +32,8 @@ class ToolFormat(NamedTuple):
 
     `read` reads one or more calls from one of `openings` on, or with `bare` also from the beginning of an answer, and
     raises Broken where they end in something else. In `inner` are other words of the format, which may be special
-    tokens. `frames` are around text and reasoning too, so that all answers of the model are read by it. `reasoning` is
-    for formats that say it themselves.
+    tokens. `frames` are around text and reasoning too, so that all answers of the model are read by it. `write` makes
+    calls, which are names with arguments, as a model would. `reasoning` is for formats that say it themselves.
     """
 
     read: Callable[[Reader, Told], Steps[None]]
@@ -40,6 +41,7 @@ class ToolFormat(NamedTuple):
     inner: tuple[str, ...] = ()
     bare: bool = False
     frames: bool = False
+    write: Callable[[Sequence[tuple[str, Mapping[str, Any]]]], str] | None = None
     reasoning: Reasoning | None = None
     new_id: Callable[[], str] = openai_id
 
@@ -52,6 +54,10 @@ _FORMATS: Final[Mapping[str, str]] = {  # by module, what a template has; the fi
     "deepseek_v32": r"｜DSML｜",
     "gemma": r"<\|tool_call>call:",
     "function_gemma": r"<start_function_call>call:",
+    "lfm2": r"<\|tool_(list|call)_start\|>",
+    "command_r7b": r"<\|START_ACTION\|>",
+    "kimi_k2": r"<\|tool_call_argument_begin\|>",
+    "nemotron_nano": r"<TOOLCALL>",
     "tool_code": r"```tool_code",
     "pythonic": r"\[func_name1\(",
     "functools_list": r"functools\[",
@@ -60,13 +66,18 @@ _FORMATS: Final[Mapping[str, str]] = {  # by module, what a template has; the fi
     "glm": r"<arg_key>",
     "seed_oss": r"<seed:tool_call>",
     "minimax": r"<minimax:tool_call>",
+    "olmo3": r"<function_calls>",
+    "tool_calls": r"<tool_calls>",
     "qwen_coder": r"<function=.*<parameter=",
-    "hermes": r"\A(?!.*<function=).*<tool_call>",
-    "llama": r"<\|python_tag\|>|\"name\": .{1,80}\"parameters\": ",
+    "functionary": r"<function=",
+    "hermes": r"<tool_call>",
+    "llama": r"<\|python_tag\|>|\"name\": .{1,80}\"parameters\": |\[\{\\?\"name\\?\": ",
 }
+NAMES: Final = tuple(sorted(_FORMATS))
 _REASONING: Final[Mapping[str, Reasoning]] = {  # likewise
     r"<\|channel>": Reasoning("<|channel>thought", "<channel|>"),
     r"</seed:think>": Reasoning("<seed:think>", "</seed:think>"),
+    r"<\|END_THINKING\|>": Reasoning("<|START_THINKING|>", "<|END_THINKING|>"),
     r"</think>.*<response>": Reasoning("<think>", "</think>", "<response>", "</response>"),
     r"</think>": Reasoning("<think>", "</think>"),
     r"\[/THINK\]": Reasoning("[THINK]", "[/THINK]"),
@@ -74,12 +85,14 @@ _REASONING: Final[Mapping[str, Reasoning]] = {  # likewise
 }
 
 
+@lru_cache
 def tool_format(template: str) -> ToolFormat | None:
     """The format in which a model with this chat template calls tools; None for one that is not known here."""
     name = next((name for name, sign in _FORMATS.items() if re.search(sign, template, re.DOTALL)), None)
     return None if name is None else _named(name)
 
 
+@lru_cache
 def reasoning(template: str) -> Reasoning | None:
     """What is around the reasoning of a model with this chat template; None for one that has none."""
     return next((marks for sign, marks in _REASONING.items() if re.search(sign, template, re.DOTALL)), None)
@@ -87,11 +100,11 @@ def reasoning(template: str) -> Reasoning | None:
 
 def chosen_format(choice: str) -> ToolFormat:
     """The format of that name, or that a file declares (`--tool-format`). Raises ConfigError."""
-    if choice in _FORMATS:
+    if choice in NAMES:
         return _named(choice)
     if not choice.endswith(".toml"):
         raise ConfigError(
-            f"--tool-format {choice}: there is no such format; give {', '.join(sorted(_FORMATS))}, or a FILE.toml that "
+            f"--tool-format {choice}: there is no such format; give {', '.join(NAMES)}, or a FILE.toml that "
             "declares one, as docs/tools.md shows."
         )
     from ringlm.frontend.tools.layout import read_layout

@@ -5,17 +5,24 @@ from __future__ import annotations
 from ringlm.frontend.tools.calls import Calls
 from ringlm.frontend.tools.reader import Broken, Reader, Steps
 
-_KINDS = {"name": "name", "arguments": "arguments", "parameters": "arguments", "id": "id", "type": "type"}
+_KINDS = {
+    "name": "name",
+    "arguments": "arguments",
+    "parameters": "arguments",
+    "id": "id",
+    "type": "type",
+    "tool_name": "name",
+    "tool_call_id": "id",  # Command R7B's
+}
 
 
 def read_calls(reader: Reader, calls: Calls) -> Steps[None]:
-    """Read one, or a list of them."""
-    separator = yield from reader.one_of("[")
-    if not separator:
+    """Read one or more, or a list of them."""
+    listed = yield from reader.one_of("[")
+    more: str | bool = True
+    while more:
         yield from read_call(reader, calls)
-    while separator in ("[", ","):
-        yield from read_call(reader, calls)
-        separator = yield from reader.expect(",", "]")
+        more = (yield from reader.expect(",", "]")) == "," if listed else (yield from reader.comes("{"))
 
 
 def read_call(reader: Reader, calls: Calls) -> Steps[None]:

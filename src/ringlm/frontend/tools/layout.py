@@ -6,14 +6,18 @@
     argument = '<key>{key}</key><value>{value}</value>'   this pattern for each of them
     calls = '<calls>{calls}</calls>'                around one or more calls
 
+Where {id} stands, a model gives a call some name of its own.
 White space between lines and between tags does not count. Of what comes after the arguments, models leave things out;
 only of tagged ones the end must come.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -24,7 +28,7 @@ from ringlm.frontend.tools.json_call import read_calls
 from ringlm.frontend.tools.reader import Reader, Steps
 from ringlm.frontend.tools.tagged import Tags
 
-_PLACE = re.compile(r"\{(?:json|name|arguments|key|text|value|calls|reasoning)\}")
+_PLACE = re.compile(r"\{(?:json|name|id|arguments|key|text|value|calls|reasoning)\}")
 _BREAK = re.compile(r"\s*\n\s*|(?<=[>`])(?=<)")
 
 
@@ -39,10 +43,11 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def declared(layout: Layout) -> ToolFormat:
     """The format of that layout. Raises ValueError for a pattern that makes none."""
-    reads = _Layout(layout)
-    words = (*reads.between, *reads.ends, *(reads.tags.words() if reads.tags else ()))
+    found = _Layout(layout)
     marks = Reasoning(*_around(layout.reasoning, "reasoning")) if layout.reasoning else None
-    return ToolFormat(reads.read, reads.openings, inner=words, bare=not reads.openings, reasoning=marks)
+    return ToolFormat(
+        found.read, found.openings, found.words(), bare=not found.openings, write=found.write, reasoning=marks
+    )
 
 
 def read_layout(path: Path) -> ToolFormat:
@@ -56,43 +61,81 @@ def read_layout(path: Path) -> ToolFormat:
 
 
 class _Layout:
-    """A layout, read."""
+    """A layout, read and written."""
 
     def __init__(self, layout: Layout) -> None:
-        self._holds_name = "{json}" in layout.call
-        if self._holds_name:
-            before, after = _around(layout.call, "json")
-            before, between, after = before.removesuffix("["), "", after.removeprefix("]")
-        else:
-            before, between, after = _around(layout.call, "name", "arguments")
+        self._layout = layout
+        places = _PLACE.findall(layout.call)
+        wanted = [["{json}"], ["{name}", "{arguments}"]]
+        if [place for place in places if place != "{id}"] not in wanted:
+            raise ValueError(f"{layout.call!r} must have {{name}} and then {{arguments}}, or {{json}}, each once")
+        before, *after = _PLACE.split(layout.call)
+        self._listed = before.endswith("[") and places == ["{json}"]
+        if self._listed:
+            before, after = before[:-1], [after[0].removeprefix("]")]
         first, last = _around(layout.calls, "calls")
         self.openings = (*_words(first), *_words(before))
-        self.between = _words(between)
-        self.ends = (*_words(after), *_words(last))
+        self._steps = [(place, _words(words)) for place, words in zip(places, after, strict=True)]
+        self._last = _words(last)
         self.tags = _tags(layout.argument) if layout.argument else None
-        if self.tags and not _words(after):
+        if self.tags and not self._steps[-1][1]:
             raise ValueError("a call with tagged arguments must end in something")
+        if any(place == "{id}" and not words for place, words in self._steps):
+            raise ValueError("something must stand after {id}")
+
+    def words(self) -> tuple[str, ...]:
+        """Those that come after the openings."""
+        inner = [word for _, words in self._steps for word in words]
+        return (*inner, *self._last, *(self.tags.words() if self.tags else ()))
 
     def read(self, reader: Reader, calls: Calls) -> Steps[None]:
         for word in self.openings:
             yield from reader.one_of(word)  # of several the first may be missing
-        if self._holds_name:
-            yield from read_calls(reader, calls)
-        else:
-            yield from self._read_named(reader, calls)
-        for word in self.ends[1 if self.tags else 0 :]:
-            yield from reader.one_of(word)
-
-    def _read_named(self, reader: Reader, calls: Calls) -> Steps[None]:
         calls.begin()
-        calls.name((yield from reader.expect(*calls.names)))
-        for word in self.between:
-            yield from reader.expect(word)
-        if self.tags:
-            yield from self.tags.read(reader, calls, self.ends[0])
+        for place, after in self._steps[:-1]:
+            if place == "{name}":
+                calls.name((yield from reader.expect(*calls.names)))
+                yield from reader.in_turn(after)
+            else:
+                yield from reader.through(after[0], lambda _: None)  # the id is ours to choose
+                yield from reader.in_turn(after[1:])
+        place, ends = self._steps[-1]
+        if place == "{json}":
+            yield from read_calls(reader, calls)
+        elif self.tags:
+            yield from self.tags.read(reader, calls, ends[0])
+            ends = ends[1:]
         else:
             yield from reader.object(calls.arguments)
-        calls.end()
+        if place != "{json}":
+            calls.end()
+        for word in (*ends, *self._last):
+            yield from reader.one_of(word)
+
+    def write(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+        """Calls, which are names with arguments, as a model would write them."""
+        written = [self._written(name, arguments, str(index)) for index, (name, arguments) in enumerate(calls)]
+        if self._listed:
+            before, after = _PLACE.split(self._layout.call)
+            return before + ", ".join(written) + after
+        return _filled(self._layout.calls, calls="\n".join(written))
+
+    def _written(self, name: str, arguments: Mapping[str, Any], index: str) -> str:
+        whole = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+        if self._listed:
+            return whole
+        inside = json.dumps(arguments, ensure_ascii=False)
+        if self.tags:
+            inside = "\n".join(
+                _filled(
+                    self._layout.argument,
+                    key=key,
+                    text=json.dumps(isinstance(value, str)),
+                    value=value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+                )
+                for key, value in arguments.items()
+            )
+        return _filled(self._layout.call, json=whole, name=name, arguments=inside, id=index)
 
 
 def _tags(pattern: str) -> Tags:
@@ -111,6 +154,10 @@ def _around(pattern: str, *places: str) -> list[str]:
     if _PLACE.findall(pattern) != wanted:
         raise ValueError(f"{pattern!r} must have {', '.join(wanted)}, each once and in this order")
     return _PLACE.split(pattern)
+
+
+def _filled(pattern: str, **values: str) -> str:
+    return _PLACE.sub(lambda place: values[place[0][1:-1]], pattern)
 
 
 def _words(text: str) -> tuple[str, ...]:

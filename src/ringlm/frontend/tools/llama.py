@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from ringlm.frontend.tools.calls import Calls
 from ringlm.frontend.tools.formats import ToolFormat
-from ringlm.frontend.tools.json_call import read_call
+from ringlm.frontend.tools.json_call import read_calls
 from ringlm.frontend.tools.reader import Reader, Steps
 
 
 def _read(reader: Reader, calls: Calls) -> Steps[None]:
     yield from reader.one_of("<|python_tag|>")
-    yield from read_call(reader, calls)
-    while (yield from reader.one_of(";")) or (yield from reader.comes("{")):
-        yield from read_call(reader, calls)
+    yield from read_calls(reader, calls)
+    while (yield from reader.one_of(";")):
+        yield from read_calls(reader, calls)
 
 
 FORMAT = ToolFormat(_read, openings=("<|python_tag|>",), bare=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ringlm.frontend.tools.calls import Calls
@@ -17,13 +18,25 @@ from ringlm.frontend.tools.reader import Broken, Reader, Steps
 _JSON_NAMES = {"true": True, "false": False, "null": None}  # which models mix up with Python's
 
 
-def _read(reader: Reader, calls: Calls) -> Steps[None]:
-    yield from reader.one_of("<|python_tag|>")
-    yield from reader.expect("[")
-    separator = ","
-    while separator == ",":
-        yield from read_call(reader, calls)
-        separator = yield from reader.expect(",", "]")
+def between(opening: str, closing: str = "") -> ToolFormat:
+    """The format of lists of calls between these words; with one alone also of a list that is the whole answer."""
+
+    def read(reader: Reader, calls: Calls) -> Steps[None]:
+        yield from reader.one_of(opening)
+        yield from reader.expect("[")
+        separator = ","
+        while separator == ",":
+            yield from read_call(reader, calls)
+            separator = yield from reader.expect(",", "]")
+        yield from reader.one_of(closing)
+
+    def write(calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+        written = (
+            f"{name}({', '.join(f'{key}={value!r}' for key, value in values.items())})" for name, values in calls
+        )
+        return f"{opening if closing else ''}[{', '.join(written)}]{closing}"
+
+    return ToolFormat(read, (opening,), inner=(closing,) if closing else (), bare=not closing, write=write)
 
 
 def read_call(reader: Reader, calls: Calls, end: str = "") -> Steps[None]:
@@ -75,4 +88,4 @@ def _key(node: ast.expr | None) -> str:
     return node.value
 
 
-FORMAT = ToolFormat(_read, openings=("<|python_tag|>",), bare=True)
+FORMAT = between("<|python_tag|>")

@@ -6,7 +6,7 @@ parser of a whole text, and what it finds does not depend on where the text was 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -92,6 +92,11 @@ class Reader:
         if not word:
             raise Broken
         return word
+
+    def in_turn(self, words: Iterable[str]) -> Steps[None]:
+        """`expect` them, one after the other."""
+        for word in words:
+            yield from self.expect(word)
 
     def comes(self, *words: str) -> Steps[bool]:
         """Whether one of `words` comes next, after any white space; nothing is taken."""

@@ -42,8 +42,7 @@ class Tags(NamedTuple):
             is_text = _is_text(calls.schema(name))
             if self.kinds:
                 is_text = (yield from reader.expect("true", "false")) == "true"
-            for word in self.before_value:
-                yield from reader.expect(word)
+            yield from reader.in_turn(self.before_value)
             calls.arguments(f"{separator}{json.dumps(name, ensure_ascii=False)}: ")
             yield from self._read_value(reader, calls, is_text)
             separator = ", "

@@ -1,4 +1,4 @@
-"""Gemma 3 by templates that ask for it: ```tool_code, Python's calls, one a line, which may be printed, and ```."""
+"""Gemma 3 and 3n by templates that ask for it: ```tool_code, Python's calls, one a line, maybe printed, and ```."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from ringlm.frontend.tools.pythonic import read_call
 from ringlm.frontend.tools.reader import Reader, Steps
 
 
-def _read(reader: Reader, calls: Calls) -> Steps[None]:
-    yield from reader.expect("```tool_code")
-    while True:
-        printed = yield from reader.one_of("print(")
-        yield from reader.one_of("default_api.")
-        yield from read_call(reader, calls, ")" if printed else "")
-        if (yield from reader.one_of("```")) or (yield from reader.over()):
-            break
+def lines(opening: str, closing: str) -> ToolFormat:
+    """The format of calls between these words, one a line."""
+
+    def read(reader: Reader, calls: Calls) -> Steps[None]:
+        yield from reader.expect(opening)
+        ended: str | bool = False
+        while not ended:
+            printed = yield from reader.one_of("print(")
+            yield from reader.one_of("default_api.")
+            yield from read_call(reader, calls, ")" if printed else "")
+            ended = (yield from reader.one_of(closing)) or (yield from reader.over())
+
+    return ToolFormat(read, (opening,), (closing,))
 
 
-FORMAT = ToolFormat(_read, openings=("```tool_code",))
+FORMAT = lines("```tool_code", "```")
