@@ -11,6 +11,7 @@ from ringlm.errors import PeerLostError
 from ringlm.frontend.tokenizer import Tokenizer
 from tests.frontend.fake import EOS, FakeEngine
 from tests.frontend.server.conftest import HI, Serve, Served
+from tests.frontend.server.test_errors import BusyEngine
 
 PATH = "/v1/messages"
 ANSWER = (
@@ -117,7 +118,7 @@ def test_a_conversation_with_results(client: anthropic.Anthropic, engine: FakeEn
     ids = [block.id for block in first.content if block.type == "tool_use"]
     results: list[Any] = [
         {"type": "tool_result", "tool_use_id": ids[0], "content": "wet", "cache_control": {"type": "ephemeral"}},
-        {"type": "tool_result", "tool_use_id": ids[1], "content": [{"type": "text", "text": "dry"}], "is_error": False},
+        {"type": "tool_result", "tool_use_id": ids[1], "content": [{"type": "text", "text": "dry"}, {"type": "image"}]},
         {"type": "text", "text": "And now?"},
     ]
     messages = [*HI, {"role": "assistant", "content": first.content}, {"role": "user", "content": results}]
@@ -127,7 +128,7 @@ def test_a_conversation_with_results(client: anthropic.Anthropic, engine: FakeEn
         "user\nHi",
         "assistant\n" + ANSWER.removeprefix("<think>Rain?</think>"),
         "tool\nwet",
-        "tool\ndry",
+        "tool\ndry\n[image: this model cannot see it, it reads texts only]",
         "user\nAnd now?",
         "assistant\n",
     ]
@@ -207,6 +208,14 @@ def test_keys_and_names(serve: Serve, engine: FakeEngine, able: Tokenizer) -> No
         client_of(served, "key").messages.create(**ASK | {"model": "claude"})
     assert unknown.value.type == "not_found_error"
     assert unknown.value.request_id
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue(serve: Serve, able: Tokenizer, stream: bool) -> None:
+    with pytest.raises(anthropic.RateLimitError) as error:
+        client_of(serve(BusyEngine(lambda _: [5, EOS]), speaks=able)).messages.create(**ASK, stream=stream)
+    assert error.value.type == "rate_limit_error"
+    assert error.value.response.headers["retry-after"]
 
 
 def test_a_stream_that_breaks_off(serve: Serve, able: Tokenizer) -> None:

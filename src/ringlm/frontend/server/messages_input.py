@@ -64,7 +64,8 @@ def _said(said: MessageTurn, where: str) -> Iterator[dict[str, Any]]:
                 function = {"name": name, "arguments": msgspec.json.encode(given).decode()}
                 calls.append({"id": call, "type": "function", "function": function})
             case ContentBlock(type="tool_result", tool_use_id=str(call)):
-                yield {"role": "tool", "tool_call_id": call, "content": joined(block.content, where, "\n")}
+                result = joined(block.content, where, "\n", of_tool=True)
+                yield {"role": "tool", "tool_call_id": call, "content": result}
             case ContentBlock(type="thinking" | "tool_use" | "tool_result"):
                 raise APIError(400, f"{where}: a block of type {block.type!r} lacks a field.", param="messages")
             case _:

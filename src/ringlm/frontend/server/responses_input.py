@@ -84,7 +84,7 @@ def _message(item: InputItem, where: str) -> dict[str, Any]:
             function = {"name": _full(item.namespace, name), "arguments": arguments}
             return {"role": "assistant", "tool_calls": [{"id": call, "type": "function", "function": function}]}
         case InputItem(type="function_call_output", call_id=str(call)):
-            return {"role": "tool", "tool_call_id": call, "content": joined(item.output, where)}
+            return {"role": "tool", "tool_call_id": call, "content": joined(item.output, where, of_tool=True)}
     raise APIError(
         400,
         f"{where} is {item.type!r}, or lacks a field. There are message (role, content), function_call (call_id, name, "

@@ -23,14 +23,20 @@ class Part(Protocol):
     text: str | None
 
 
-def joined(content: str | Sequence[Part] | None, where: str, between: str = "") -> str:
-    """The text of a content or of its parts. Raises APIError for parts of another kind."""
+def joined(content: str | Sequence[Part] | None, where: str, between: str = "", of_tool: bool = False) -> str:
+    """The text of a content or of its parts. Raises APIError for parts of another kind, other than `of_tool`: an agent
+    has its pictures read by a tool, sends them ever after, and its model can only be told that it does not see them."""
     if content is None or isinstance(content, str):
         return content or ""
+    texts = []
     for part in content:
-        if part.type not in _TEXTS or part.text is None:
+        if part.type in _TEXTS and part.text is not None:
+            texts.append(part.text)
+        elif of_tool:
+            texts.append(f"[{part.type}: this model cannot see it, it reads texts only]")
+        else:
             raise APIError(400, f"{where}: content of type {part.type!r} cannot be read here; give texts.")
-    return between.join(part.text or "" for part in content)
+    return between.join(texts)
 
 
 def one_system(system: str | None, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
