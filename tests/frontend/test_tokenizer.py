@@ -113,6 +113,20 @@ def test_templates_that_refuse(folder: Path, tmp_path: Path, template: str, erro
         opened(copy).chat([{"role": "user", "content": "Hi"}])
 
 
+def test_a_template_that_takes_roles_in_turn(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "chat_template.jinja").write_text(
+        "{% for each in messages %}{% if not loop.first and each.role in ('system', loop.previtem.role) %}"
+        "{{ raise_exception('in turn') }}{% endif %}<{{ each.role }}>{{ each.content }}{% endfor %}"
+    )
+    found = opened(copy)
+    said = ["system A", "system B", "user 1", "system 2", "assistant 3", "user 4", "user 5"]
+    tokens = found.chat([dict(zip(("role", "content"), each.split(), strict=True)) for each in said])
+    assert found.decode(tokens) == "<system>A\n\nB<user>1\n\n2<assistant>3<user>4\n\n5"
+    with pytest.raises(RequestError, match="in turn"):
+        found.chat([{"role": "assistant", "content": "Hi"}] * 2)
+
+
 def test_a_template_in_a_file_of_the_users(folder: Path, tmp_path: Path, demo: Model) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text("{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}")

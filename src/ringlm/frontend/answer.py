@@ -40,7 +40,8 @@ class ToolCallDelta:
 
 @dataclass(frozen=True)
 class Piece:
-    """News of answer number `index`: text, the tokens since its last piece, and at its end why it ended."""
+    """News of answer number `index`: text, the tokens since its last piece, so many of which were spent on reasoning,
+    and at its end why it ended."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -49,6 +50,7 @@ class Piece:
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[Logprob, ...] = ()
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True)

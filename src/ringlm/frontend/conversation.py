@@ -86,6 +86,21 @@ def one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return apart
 
 
+def alternating(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with one system message, at the beginning, and one of the user's at a time: some templates take no
+    others, and agents send them."""
+    taken: list[dict[str, Any]] = []
+    for message in messages:
+        before = taken[-1] if taken else {}
+        if message.get("role") == "system" and before.get("role", "system") != "system":
+            message = {**message, "role": "user"}
+        if message.get("role") in ("system", "user") and message.get("role") == before.get("role"):
+            taken[-1] = {**before, "content": f"{before['content']}\n\n{message['content']}"}
+        else:
+            taken.append(message)
+    return taken
+
+
 def with_tools_inside(messages: Sequence[dict[str, Any]], tools: Sequence[Tool]) -> list[dict[str, Any]]:
     """The same with the tools as JSON in the system message, where Phi-4-mini's template looks for them."""
     given = list(messages)

@@ -63,6 +63,7 @@ class Writer:
             logprobs=tuple(self._logprobs),
             finish_reason=None if self.reason is None else str(self.reason),
             index=self.index,
+            reasoning_tokens=len(self._tokens) if said[1] else 0,
         )
         self._tokens.clear()
         self._logprobs.clear()
@@ -127,6 +128,7 @@ def joined(pieces: Sequence[Piece]) -> Piece:
         logprobs=tuple(logprob for piece in pieces for logprob in piece.logprobs),
         finish_reason=pieces[-1].finish_reason,
         index=pieces[-1].index,
+        reasoning_tokens=sum(piece.reasoning_tokens for piece in pieces),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from ringlm.frontend.server.service import Service
 from ringlm.frontend.session import Session
 from ringlm.frontend.tokenizer import Tokenizer
 from tests.frontend.fake import EOS, FakeEngine
+from tests.frontend.tools import templates
 
 ANSWER = "Paris, naïve 😀."
 HI = [{"role": "user", "content": "Hi"}]
@@ -66,9 +68,9 @@ def serve(tokenizer: Tokenizer) -> Iterator[Serve]:
             keys: tuple[bytes, ...] = (),
             origins: tuple[str, ...] = (),
             max_body: int = 100_000,
-            with_tokenizer: bool = True,
+            speaks: Tokenizer | None = tokenizer,
         ) -> Served:
-            session = stack.enter_context(Session(engine, tokenizer if with_tokenizer else None))
+            session = stack.enter_context(Session(engine, speaks))
             served = Served(session, keys, origins, max_body)
             stack.enter_context(served.client)
             return served
@@ -80,6 +82,14 @@ def serve(tokenizer: Tokenizer) -> Iterator[Serve]:
 def engine(tokenizer: Tokenizer) -> FakeEngine:
     """Says ANSWER to everything."""
     return FakeEngine(lambda _: [*tokenizer.encode(ANSWER), EOS])
+
+
+@pytest.fixture(scope="session")
+def able(tokenizer: Tokenizer) -> Tokenizer:
+    """One whose template knows tools and reasoning."""
+    fast = copy.deepcopy(tokenizer._fast)
+    fast.chat_template = templates.QWEN_THINKING
+    return Tokenizer(fast, "able")
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_best_of(served: Served, engine: FakeEngine) -> None:
 
 
 def test_a_model_without_a_tokenizer(serve: Serve) -> None:
-    served = serve(FakeEngine(lambda _: [5, 6, EOS]), with_tokenizer=False)
+    served = serve(FakeEngine(lambda _: [5, 6, EOS]), speaks=None)
     assert served.post(COMPLETE, prompt=[1, 2])["usage"]["completion_tokens"] == 3
     refused = served.client.post(COMPLETE, json={"prompt": "Once"})
     assert refused.status_code == 400

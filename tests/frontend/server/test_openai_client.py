@@ -1,4 +1,4 @@
-"""OpenAI's own client against a server of two ranks: every endpoint, whole and streamed."""
+"""OpenAI's own client, and Anthropic's, against a server of two ranks: every endpoint, whole and streamed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 
+import anthropic
 import openai
 import pytest
 
@@ -54,6 +55,31 @@ def test_chat_by_the_clients_helper(client: openai.OpenAI) -> None:
         kinds = [event.type for event in stream]
         assert "Paris" in (stream.get_final_completion().choices[0].message.content or "")
     assert "content.delta" in kinds
+
+
+def test_responses(client: openai.OpenAI) -> None:
+    asked = {"model": MODEL, "input": "What is the capital of France?", "temperature": 0.0, "max_output_tokens": 12}
+    whole = client.responses.create(**asked)  # type: ignore[call-overload]
+    assert "Paris" in whole.output_text
+    *_, last = client.responses.create(**asked, stream=True)  # type: ignore[call-overload]
+    assert last.response.output_text == whole.output_text
+    assert last.response.usage.input_tokens_details.cached_tokens >= 0
+    later = client.responses.create(
+        model=MODEL, input="And of Italy?", previous_response_id=whole.id, temperature=0.0, max_output_tokens=12
+    )
+    assert "Rome" in later.output_text
+
+
+def test_messages(url: str, client: openai.OpenAI) -> None:
+    asked = {"model": MODEL, "messages": ASK, "max_tokens": 12, "extra_body": {"temperature": 0.0}}
+    with anthropic.Anthropic(base_url=url.removesuffix("/v1"), api_key=KEY, max_retries=0, timeout=60) as other:
+        whole = other.messages.create(**asked)  # type: ignore[call-overload]
+        with other.messages.stream(**asked) as stream:  # type: ignore[arg-type]
+            assert stream.get_final_text() == whole.content[0].text
+        count = other.messages.count_tokens(model=MODEL, messages=ASK)  # type: ignore[arg-type]
+    usage = whole.usage
+    assert usage.input_tokens + usage.cache_read_input_tokens == count.input_tokens
+    assert whole.content[0].text == client.chat.completions.create(messages=ASK, **GREEDY).choices[0].message.content
 
 
 def test_several_answers_and_logprobs(client: openai.OpenAI) -> None:

@@ -88,6 +88,25 @@ def test_a_client_that_leaves_ends_its_request(serve: Serve, endless: FakeEngine
     assert 'finish_reason="canceled"} 1' in served.client.get("/metrics").text
 
 
+@pytest.mark.parametrize(("path", "fields"), [("responses", {"input": "Hi"}), ("messages", {"max_tokens": 10**6})])
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_who_leaves_another_api(
+    serve: Serve, endless: FakeEngine, path: str, fields: dict[str, Any], stream: bool
+) -> None:
+    served = serve(endless)
+
+    async def scenario() -> None:
+        client = Client(served, f"/v1/{path}", **{"messages": HI} | fields, stream=stream)
+        await client.until(lambda: client.text.count("delta") > 5 if stream else endless.submitted)
+        client.gone.set()
+        await client.task
+
+    run(scenario)
+    until(lambda: endless.running == [])
+    assert endless.canceled
+    assert 'finish_reason="canceled"} 1' in served.client.get("/metrics").text
+
+
 class SilentEngine(FakeEngine):
     """Takes requests and says nothing until it is told to."""
 

@@ -52,7 +52,8 @@ class AccessLog:
         async def with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 told.status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = told.id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = headers["Request-Id"] = told.id  # for OpenAI's clients, and Anthropic's
             await send(message)
 
         structlog.contextvars.bind_contextvars(request_id=told.id)  # of this request's task alone

@@ -23,8 +23,30 @@ from ringlm.frontend.server.chat_schema import ChatChunk, ChatCompletion, ChatRe
 from ringlm.frontend.server.completions import CompletionRequest, CompletionResponse, completions
 from ringlm.frontend.server.embeddings import EmbeddingRequest, EmbeddingResponse, embeddings
 from ringlm.frontend.server.errors import APIError, on_error
+from ringlm.frontend.server.messages_api import count_tokens, create_message
+from ringlm.frontend.server.messages_schema import (
+    CountTokensRequest,
+    MessageEvent,
+    MessageObject,
+    MessagesRequest,
+    TokenCount,
+)
 from ringlm.frontend.server.openapi import Endpoint, document
 from ringlm.frontend.server.responses import encoded
+from ringlm.frontend.server.responses_api import (
+    count_input_tokens,
+    create_response,
+    delete_response,
+    retrieve_response,
+)
+from ringlm.frontend.server.responses_schema import (
+    Deleted,
+    InputRequest,
+    InputTokens,
+    ResponseEvent,
+    ResponseObject,
+    ResponsesRequest,
+)
 from ringlm.frontend.server.service import Service
 from ringlm.frontend.server.tokens import (
     DetokenizeRequest,
@@ -38,6 +60,12 @@ from ringlm.frontend.server.tokens import (
 ENDPOINTS = (
     Endpoint("POST", "/v1/chat/completions", chat_completions, ChatRequest, ChatCompletion, ChatChunk),
     Endpoint("POST", "/v1/completions", completions, CompletionRequest, CompletionResponse, CompletionResponse),
+    Endpoint("POST", "/v1/responses", create_response, ResponsesRequest, ResponseObject, ResponseEvent),
+    Endpoint("GET", "/v1/responses/{id}", retrieve_response, gives=ResponseObject),
+    Endpoint("DELETE", "/v1/responses/{id}", delete_response, gives=Deleted),
+    Endpoint("POST", "/v1/responses/input_tokens", count_input_tokens, InputRequest, InputTokens),
+    Endpoint("POST", "/v1/messages", create_message, MessagesRequest, MessageObject, MessageEvent),
+    Endpoint("POST", "/v1/messages/count_tokens", count_tokens, CountTokensRequest, TokenCount),
     Endpoint("POST", "/v1/embeddings", embeddings, EmbeddingRequest, EmbeddingResponse),
     Endpoint("POST", "/tokenize", tokenize, TokenizeRequest, TokenizeResponse),
     Endpoint("POST", "/detokenize", detokenize, DetokenizeRequest, DetokenizeResponse),
@@ -65,7 +93,7 @@ def build(service: Service, keys: Sequence[bytes] = (), origins: Sequence[str] =
         cors = Middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=shared,
         )

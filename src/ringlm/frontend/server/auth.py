@@ -35,17 +35,20 @@ class Keys:
             app = error_response(
                 APIError(
                     401,
-                    "a key is missing, or wrong; send Authorization: Bearer KEY.",
+                    "a key is missing, or wrong; send Authorization: Bearer KEY, or X-Api-Key: KEY.",
                     headers={"WWW-Authenticate": "Bearer"},
-                )
+                ),
+                scope["path"],
             )
         await app(scope, receive, send)
 
     def _has_key(self, headers: Headers) -> bool:
-        given = headers.get("authorization", "")
-        key = given[len(SCHEME) :].strip().encode("latin-1") if given.lower().startswith(SCHEME) else b""
+        bearer = headers.get("authorization", "")
+        given = [headers.get("x-api-key", "")]  # as Anthropic's clients send it
+        given += [bearer[len(SCHEME) :]] if bearer.lower().startswith(SCHEME) else []
+        keys = [key.strip().encode("latin-1") for key in given]
         # All are compared, each in constant time, so that the time tells nothing.
-        return sum(hmac.compare_digest(key, known) for known in self._keys) > 0
+        return sum(hmac.compare_digest(key, known) for key in keys for known in self._keys) > 0
 
 
 def read_keys(given: Sequence[str], file: Path | None) -> tuple[bytes, ...]:

@@ -1,8 +1,10 @@
-"""Errors as OpenAI's clients read them: `{"error": {"message", "type", "param", "code"}}`, and their statuses."""
+"""Errors and their statuses, as clients read them: OpenAI's `{"error": {"message", "type", "param", "code"}}`, and
+below /v1/messages Anthropic's `{"type": "error", "error": {"type", "message"}}`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -21,6 +23,14 @@ _KINDS: dict[int, tuple[str, str | None]] = {
     429: ("rate_limit_error", "queue_full"),
     503: ("service_unavailable_error", "ring_lost"),
 }
+# By status, Anthropic's type.
+_MESSAGES_KINDS = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
 
 
 class ErrorInfo(msgspec.Struct, frozen=True):
@@ -36,6 +46,20 @@ class ErrorResponse(msgspec.Struct, frozen=True):
     """Every answer with a status of 400 or more, and the last event of a stream that failed."""
 
     error: ErrorInfo
+
+
+class MessagesErrorInfo(msgspec.Struct, frozen=True):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class MessagesErrorResponse(msgspec.Struct, frozen=True):
+    """Every answer below /v1/messages with a status of 400 or more, and the last event of a stream that failed."""
+
+    error: MessagesErrorInfo
+    type: Literal["error"] = "error"
 
 
 class APIError(Exception):
@@ -55,7 +79,19 @@ class APIError(Exception):
         self.headers = headers or {}
         default = ("invalid_request_error", None) if status < 500 else ("server_error", None)
         kind, usual = _KINDS.get(status, default)
-        self.body = ErrorResponse(ErrorInfo(message, kind, param, code or usual))
+        self.info = ErrorInfo(message, kind, param, code or usual)
+
+    def body(self, path: str = "") -> ErrorResponse | MessagesErrorResponse:
+        """What a client of `path` is told."""
+        if error_kind(path) is ErrorResponse:
+            return ErrorResponse(self.info)
+        usual = "invalid_request_error" if self.status < 500 else "api_error"
+        return MessagesErrorResponse(MessagesErrorInfo(_MESSAGES_KINDS.get(self.status, usual), self.info.message))
+
+
+def error_kind(path: str) -> type[ErrorResponse] | type[MessagesErrorResponse]:
+    """How errors of `path` are told."""
+    return MessagesErrorResponse if path.startswith("/v1/messages") else ErrorResponse
 
 
 def api_error(error: BaseException) -> APIError:
@@ -80,12 +116,12 @@ def api_error(error: BaseException) -> APIError:
             return APIError(500, "the server made a mistake; its log says more.")
 
 
-def error_response(error: BaseException) -> Response:
-    """`api_error` as a response."""
+def error_response(error: BaseException, path: str) -> Response:
+    """`api_error` as a response to a request for `path`."""
     told = api_error(error)
-    return encoded(told.body, told.status, told.headers)
+    return encoded(told.body(path), told.status, told.headers)
 
 
 async def on_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of every error."""
-    return error_response(error)
+    return error_response(error, request.url.path)

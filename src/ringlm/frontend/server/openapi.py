@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ringlm import __version__
-from ringlm.frontend.server.errors import ErrorResponse
+from ringlm.frontend.server.errors import error_kind
 from ringlm.frontend.server.service import Service
 
 _VARIABLE = re.compile(r"\{(\w+)(:\w+)?\}")
@@ -33,9 +33,14 @@ class Endpoint(NamedTuple):
 
 def document(endpoints: Sequence[Endpoint], needs_key: bool) -> dict[str, Any]:
     """OpenAPI 3.1, as what JSON stands for."""
-    kinds = {kind for each in endpoints for kind in (each.takes, each.gives, each.event) if kind is not None}
+    kinds = {
+        kind
+        for each in endpoints
+        for kind in (each.takes, each.gives, each.event, error_kind(each.path))
+        if kind is not None
+    }
     _, components = msgspec.json.schema_components(
-        sorted(kinds | {ErrorResponse}, key=lambda kind: kind.__name__), ref_template=_TEMPLATE
+        sorted(kinds, key=lambda kind: kind.__name__), ref_template=_TEMPLATE
     )
     paths: dict[str, dict[str, Any]] = {}
     for each in endpoints:
@@ -63,14 +68,16 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         content["application/json"] = _schema(endpoint.gives)
     else:
         content["text/plain"] = {"schema": {"type": "string"}}
-    if endpoint.event is not None:  # as OpenAPI 3.1 can say it: an event's data
-        content["text/event-stream"] = _schema(endpoint.event)
+    if endpoint.event is not None:  # one of them, with its fields
+        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": _ref(endpoint.event)}
+        event = {"type": "object", "properties": {"event": {"type": "string"}, "data": data}, "required": ["data"]}
+        content["text/event-stream"] = {"schema": event}
     operation: dict[str, Any] = {
         "operationId": endpoint.answer.__name__,
         "summary": inspect.cleandoc(endpoint.answer.__doc__ or ""),
         "responses": {
             "200": {"description": "Done.", "content": content},
-            "default": {"description": "Why not.", "content": {"application/json": _schema(ErrorResponse)}},
+            "default": {"description": "Why not.", "content": {"application/json": _schema(error_kind(endpoint.path))}},
         },
     }
     if endpoint.takes is not None:
@@ -84,4 +91,8 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _schema(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    return {"schema": {"$ref": _TEMPLATE.format(name=kind.__name__)}}
+    return {"schema": _ref(kind)}
+
+
+def _ref(kind: type[msgspec.Struct]) -> dict[str, str]:
+    return {"$ref": _TEMPLATE.format(name=kind.__name__)}

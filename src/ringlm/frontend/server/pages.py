@@ -70,7 +70,10 @@ def _bodies(operation: dict[str, Any]) -> str:
     if "requestBody" in operation:
         parts.append(f"takes {_kind(operation['requestBody']['content']['application/json']['schema'])}")
     for media, content in operation["responses"]["200"]["content"].items():
-        parts.append(f"{'streams' if media == 'text/event-stream' else 'gives'} {_kind(content['schema'])}")
+        if media == "text/event-stream":
+            parts.append(f"streams {_kind(content['schema']['properties']['data']['contentSchema'])}")
+        else:
+            parts.append(f"gives {_kind(content['schema'])}")
     return "<br>".join(parts)
 
 

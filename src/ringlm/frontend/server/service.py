@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ringlm.frontend.metrics import Metrics
 from ringlm.frontend.server.errors import APIError
 from ringlm.frontend.server.monitor import Monitor
 from ringlm.frontend.server.requests import Bodies
+from ringlm.frontend.server.responses_store import ResponseStore
 from ringlm.frontend.session import Session
 
 
@@ -21,6 +22,7 @@ class Service:
     metrics: Metrics
     monitor: Monitor
     created: int  # in Unix seconds
+    kept: ResponseStore = field(default_factory=ResponseStore)
 
     @property
     def model(self) -> str:

@@ -13,35 +13,43 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ringlm.frontend.server.errors import api_error
+from ringlm.frontend.server.errors import APIError, api_error
 
 LOOK_S = 1.0
 KEEP_ALIVE_S = 15.0  # proxies cut connections that are silent for a minute
 STALL_S = 60.0  # a client that takes nothing for so long is given up
 
-Write = Callable[[msgspec.Struct], Awaitable[None]]
+Write = Callable[[Any], Awaitable[None]]  # of a struct
 
 log = logging.getLogger("ringlm.server")
 
 
 class EventStream(Response):
-    """Sends what `produce` writes, each struct an event, then `[DONE]`. While `waits` says for what, a comment repeats
-    that.
+    """Sends what `produce` writes, each struct an event, then `[DONE]`; or where they are `named`, with the `type` of
+    each as its name and no more at the end. While `waits` says for what, a comment repeats that.
 
-    An error before the first event is raised, and so has a status of its own; a later one is the last event. `produce`
-    is cancelled when its client hangs up.
+    An error before the first event is raised, and so has a status of its own; a later one is the last event, as
+    `failed` tells it. `produce` is cancelled when its client hangs up.
     """
 
-    def __init__(self, produce: Callable[[Write], Awaitable[None]], waits: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        produce: Callable[[Write], Awaitable[None]],
+        waits: Callable[[], str | None],
+        failed: Callable[[APIError], msgspec.Struct] = APIError.body,
+        named: bool = False,
+    ) -> None:
         super().__init__(
             media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
         del self.headers["content-length"]
         self._produce = produce
         self._waits = waits
+        self._failed = failed
+        self._named = named
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        out = _Out(send, self.raw_headers)
+        out = _Out(send, self.raw_headers, self._named)
         producer = asyncio.ensure_future(self._run(out))
         client = asyncio.ensure_future(until_gone(receive))
         try:
@@ -66,25 +74,28 @@ class EventStream(Response):
             told = api_error(error)
             if told.status == 500:
                 log.exception("a stream broke off")
-            await out.event(told.body)
+            await out.event(self._failed(told))
         else:
-            await out.write(b"data: [DONE]\n\n")
+            if not self._named:
+                await out.write(b"data: [DONE]\n\n")
         await out.end()
 
 
 class _Out:
     """The response's bytes on their way. Waits in `send` are the client's: it has not read what was sent before."""
 
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], named: bool) -> None:
         self.started = False
+        self._named = named
         self._send = send
         self._headers = headers
         self._encoder = msgspec.json.Encoder()
         self._lock = asyncio.Lock()
         self._last = time.monotonic()  # when something was sent
 
-    async def event(self, data: msgspec.Struct) -> None:
-        await self.write(b"data: " + self._encoder.encode(data) + b"\n\n")
+    async def event(self, data: Any) -> None:
+        name = f"event: {data.type}\n".encode() if self._named else b""
+        await self.write(name + b"data: " + self._encoder.encode(data) + b"\n\n")
 
     async def keep_alive(self, awaited: str | None) -> bool:
         """Say what is awaited, or that nothing is new, if so; False when the client has read nothing for too long."""
