@@ -26,16 +26,17 @@ class Here(NamedTuple):
 
 
 class Ranks:
-    """`world_size` processes whose default group is the ring's. A call is a function of tests, of Here and more."""
+    """`world_size` processes whose default group is the ring's, at `store`; without one they have none yet. A call is a
+    function of tests, of Here and more."""
 
-    def __init__(self, world_size: int, store: Path, *, gloo: bool = True, timeout_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self, world_size: int, store: Path | None, *, gloo: bool = True, timeout_s: float = DEADLINE_S
+    ) -> None:
         self._pipes = []
         self.processes = []
         for rank in range(world_size):
             ours, theirs = _FORKS.Pipe()
-            process = _FORKS.Process(
-                target=_rank, args=(rank, world_size, str(store), gloo, timeout_s, theirs), daemon=True
-            )
+            process = _FORKS.Process(target=_rank, args=(rank, world_size, store, gloo, timeout_s, theirs), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -76,12 +77,15 @@ class Ranks:
         self.close()
 
 
-def _rank(rank: int, world_size: int, store: str, gloo: bool, timeout_s: float, pipe: Any) -> None:
+def _rank(rank: int, world_size: int, store: Path | None, gloo: bool, timeout_s: float, pipe: Any) -> None:
     torch.set_num_threads(1)
     os.environ.pop("RING_SECRET", None)
-    limit = datetime.timedelta(seconds=timeout_s)
-    dist.init_process_group("ring", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=limit)
-    here = Here(rank, world_size, dist.new_group(backend="gloo") if gloo else None)
+    theirs = None
+    if store is not None:
+        limit = datetime.timedelta(seconds=timeout_s)
+        dist.init_process_group("ring", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=limit)
+        theirs = dist.new_group(backend="gloo") if gloo else None
+    here = Here(rank, world_size, theirs)
     pipe.send("ready")
     while True:
         try:
