@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ringlm.errors import CollectiveTimeoutError, DesyncError
+from ringlm.errors import CollectiveTimeoutError, DesyncError, PeerLostError, RingError
 from ringlm.ring import Ring
 from tests.ring.helpers import attempt, each, thread_ring
 
@@ -131,3 +131,44 @@ def test_more_than_may_lie_about_ends_the_ring() -> None:
         outcomes = attempt(sends, lambda: second.all_reduce(number(1)))
         assert all(isinstance(outcome, DesyncError) for outcome in outcomes)
         assert "200 bytes were sent that this rank has not asked for" in str(outcomes[1])
+
+
+def test_a_receive_that_waits_beside_what_follows_it(rings: list[Ring]) -> None:
+    """Whether its letter comes while the ring does nothing, within a sum, or before."""
+
+    def work(ring: Ring) -> list[tuple[int, float]]:
+        right, left = (ring.rank + 1) % 3, (ring.rank - 1) % 3
+        got = [number(0, 500) for _ in range(3)]
+        ring.send(number(30 + ring.rank, 500), right, 3)
+        ring.barrier()
+        handles = [ring.expect(got[0], left, 1), ring.expect(got[1], None, 2), ring.expect(got[2], left, 3)]
+        ring.submit(ring.all_reduce, number(1)).wait(10.0)
+        with ring.turn:
+            ring.all_reduce(number(1))
+        assert not handles[0].done()
+        for tag in (2, 1):
+            ring.send(number(10 * tag + ring.rank, 500), right, tag)
+            ring.all_reduce(number(1, 5000))
+        return [(handle.wait(10.0), tensor[0].item()) for handle, tensor in zip(handles, got, strict=True)]
+
+    for rank, found in enumerate(each(rings, work)):
+        left = (rank - 1) % 3
+        assert found == [(left, 10.0 + left), (left, 20.0 + left), (left, 30.0 + left)]
+
+
+def test_a_receive_that_waits_for_another_size_or_for_nobody() -> None:
+    with thread_ring(2) as (first, second):
+        handle = first.expect(number(0, 3), 1)
+        attempt(lambda: second.send(number(0, 4), 0))
+        with pytest.raises(DesyncError, match="this rank awaits a send of 12 bytes"):
+            handle.wait(10.0)
+    with thread_ring(2) as (first, second):
+        handle = first.expect(number(0, 3), 1)
+        second.close()
+        with pytest.raises(PeerLostError, match="has left the ring in order"):
+            handle.wait(10.0)
+    with thread_ring(2) as (first, second):
+        handle = first.expect(number(0, 3), 1)
+        first.close()
+        with pytest.raises(RingError, match="closed"):
+            handle.wait(10.0)

@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, NoReturn, TypeVar
 
 from ringlm.ring.devices import streams_of_caller
+
+_GRACE_S = 1e-4  # who submits one often waits for it at once, and then makes it without handing over
 
 _T = TypeVar("_T")
 
@@ -179,6 +182,8 @@ class Background:
                 self._changed.wait_for(lambda: self._closed or (not self._callers and (self._queue or self._awaited())))
                 if self._closed and not self._queue:
                     return
+            if self._queue:
+                time.sleep(_GRACE_S)
             with self._turn:
                 self._depth = 1
                 if self._queue:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -56,7 +57,7 @@ class RingProcessGroup(_Base):  # type: ignore[misc]
         self._name = self._description = ""
         self._others: dict[str, ProcessGroup | None] = {}
         # A process that ends without destroy_process_group leaves in order, too: others may still read what it sent.
-        self._end = weakref.finalize(self, ring.close)
+        self._end = weakref.finalize(self, _leave, ring, os.getpid())
 
     # -- what torch wants to know --------------------------------------------------------------
 
@@ -321,6 +322,11 @@ class RingProcessGroup(_Base):  # type: ignore[misc]
                 raise ring.settle(CollectiveTimeoutError(text, missing[0]))
         for peer in here:
             self.send([torch.zeros(1)], peer, _BARRIER_TAG).wait()
+
+
+def _leave(ring: Ring, process: int) -> None:
+    if os.getpid() == process:  # not one that was forked from it, as DataLoader does
+        ring.close()
 
 
 def _reduction(options: Any) -> str:

@@ -17,4 +17,5 @@ def all_reduce_sparse(ring: Collectives, tensor: torch.Tensor, reduction: str) -
     indices = ring.all_gather(mine.indices().contiguous())
     values = [found.t().reshape(-1, *rest) for found in ring.all_gather(columns)]
     total = torch.sparse_coo_tensor(torch.cat(indices, dim=1), torch.cat(values), tensor.shape, dtype=tensor.dtype)
-    tensor.detach().copy_(total.coalesce().to(tensor.device))
+    with torch.no_grad():
+        tensor.copy_(total.coalesce())  # of a sparse tensor `detach` shares nothing
