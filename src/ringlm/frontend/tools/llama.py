@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ringlm.frontend.grammar import Lark
 from ringlm.frontend.tools.calls import Calls
-from ringlm.frontend.tools.formats import ToolFormat
-from ringlm.frontend.tools.json_call import read_calls
+from ringlm.frontend.tools.formats import Schemas, ToolFormat
+from ringlm.frontend.tools.json_call import json_call, read_calls
 from ringlm.frontend.tools.reader import Reader, Steps
 
 
@@ -15,4 +16,9 @@ def _read(reader: Reader, calls: Calls) -> Steps[None]:
         yield from read_calls(reader, calls)
 
 
-FORMAT = ToolFormat(_read, openings=("<|python_tag|>",), bare=True)
+def _grammar(lark: Lark, tools: Schemas, several: bool) -> str:
+    call = json_call(lark, tools, "parameters")
+    return f'{call} ("; " {call})*' if several else call
+
+
+FORMAT = ToolFormat(_read, openings=("<|python_tag|>",), bare=True, grammar=_grammar, first="{")
