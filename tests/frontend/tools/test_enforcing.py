@@ -28,7 +28,7 @@ WORDS = """<tool_call> </tool_call> <|python_tag|> [TOOL_CALLS] [ARGS] </functio
 <|start|> <|channel|> <|message|> <|constrain|> <|end|> <arg_key> </arg_value> <｜tool▁calls▁begin｜>
 <｜tool▁call▁begin｜> <｜tool▁sep｜> <｜tool▁call▁end｜> <minimax:tool_call>""".split()  # noqa: SIM905
 END = 256 + len(WORDS)
-FORMATS = sorted(set(formats._FORMATS) - {"gemma", "function_gemma"})  # whose calls cannot be enforced
+FORMATS = formats.NAMES
 
 
 def tool(name: str, strict: bool | None = None, **parameters: Any) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class ToolFormat(NamedTuple):
 
     Calls are enforced by what follows `head`, which has the openings that are one after the other: `grammar` says it
     of tools, and whether of several calls; None where that is not known. A `bare` answer with calls begins with
-    `first`. In formats with frames `thoughts` and `response` are written so.
+    one of `first`. In formats with frames `thoughts` and `response` are written so.
     """
 
     read: Callable[[Reader, Told], Steps[None]]
@@ -83,7 +83,8 @@ _FORMATS: Final[Mapping[str, str]] = {  # by module, what a template has; the fi
     "qwen_coder": r"<function=.*<parameter=",
     "functionary": r"<function=",
     "hermes": r"<tool_call>",
-    "llama": r"<\|python_tag\|>|\"name\": .{1,80}\"parameters\": |\[\{\\?\"name\\?\": ",
+    "llama": r"<\|python_tag\|>|\"name\": .{1,80}\"parameters\": ",
+    "xlam": r"\[\{\\?\"name\\?\": ",
 }
 NAMES: Final = tuple(sorted(_FORMATS))
 _REASONING: Final[Mapping[str, Reasoning]] = {  # likewise

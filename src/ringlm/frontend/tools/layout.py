@@ -87,7 +87,7 @@ class _Layout:
         self._steps = [(place, _words(words)) for place, words in zip(places, after, strict=True)]
         self._last = _words(last)
         # To the letter, as it is enforced:
-        self.head, self.first = (first + before).lstrip(), "[" if self._listed else "{" if places == ["{json}"] else ""
+        self.head, self.first = (first + before).lstrip(), "[{" if places == ["{json}"] else ""
         self._texts = list(zip(places, after, strict=True))
         self._again, self._end = ("\n" if "\n" in first or not first else "") + before, last.rstrip()
         self.tags = _tags(layout.argument) if layout.argument else None

@@ -14,7 +14,7 @@ from typing import Any
 
 from ringlm.errors import RequestError
 from ringlm.frontend.grammar import Lark, literal
-from ringlm.frontend.tools.arguments import arguments
+from ringlm.frontend.tools.arguments import arguments, separated
 from ringlm.frontend.tools.calls import Calls
 from ringlm.frontend.tools.formats import Schemas, ToolFormat
 from ringlm.frontend.tools.reader import Broken, Reader, Steps
@@ -71,18 +71,16 @@ def call_grammar(lark: Lark, tools: Schemas) -> str:
 
 
 def _keywords(lark: Lark, schema: Mapping[str, Any], tool: str) -> str:
-    """Arguments in their order, those that are optional or not, with commas between; values as JSON, which is read."""
-    first, later = '""', '""'  # what follows when nothing has been written yet, and when something has
-    for argument in reversed(arguments(schema, tool)):
+    """Arguments in their order; values as JSON, which is read."""
+    written = []
+    for argument in arguments(schema, tool):
         if not argument.name.isidentifier() or keyword.iskeyword(argument.name):
             raise RequestError(
                 f"the parameters of tool '{tool}': {argument.name!r} is no name in Python, but this model writes it so."
             )
         value = lark.json(argument.schema, f"argument '{argument.name}' of tool '{tool}'")
-        written = f"{literal(f'{argument.name}=')} {value} {later}"
-        first = lark.rule(written if argument.required else f"{written} | {first}")
-        later = lark.rule(f'", " {written}' if argument.required else f'", " {written} | {later}')
-    return first
+        written.append((f"{literal(f'{argument.name}=')} {value}", argument.required))
+    return separated(lark, written, ", ")
 
 
 def _as_json(arguments: str) -> str:
