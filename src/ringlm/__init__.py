@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ringlm.engine.request import SamplingParams, StopReason
+    from ringlm.engine.request import SamplingParams, StopReason, StructuredOutputsParams
     from ringlm.errors import RingLMError
     from ringlm.frontend.api import LLM
     from ringlm.frontend.async_api import AsyncLLM
@@ -23,11 +23,21 @@ _HOMES = {
     "AsyncLLM": "ringlm.frontend.async_api",
     "SamplingParams": "ringlm.engine.request",
     "StopReason": "ringlm.engine.request",
+    "StructuredOutputsParams": "ringlm.engine.request",
     "RingConfig": "ringlm.ring.config",
     "RingLMError": "ringlm.errors",
 }
 
-__all__ = ["LLM", "AsyncLLM", "SamplingParams", "RingConfig", "StopReason", "RingLMError", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "RingConfig",
+    "StopReason",
+    "RingLMError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ringlm.engine.engine import Engine
 from ringlm.engine.follower import follow
+from ringlm.engine.grammar import Grammar, Grammars
 from ringlm.engine.request import SamplingParams, StopReason
 from ringlm.engine.runner import Runner
 from ringlm.engine.sequence import Delta
@@ -198,9 +199,18 @@ def tokens_of(news: list[Delta]) -> list[int]:
     return [token for delta in news for token in delta.tokens]
 
 
+_GRAMMARS = Grammars([bytes([ord("a") + token]) for token in range(VOCABULARY)], [EOS], [EOS])
+
+
+def grammar_of(params: SamplingParams) -> Grammar | None:
+    """What the shape in `params` says of tokens, which are letters from a on."""
+    shape = params.structured_outputs
+    return None if shape is None else _GRAMMARS.compile('%llguidance {"no_forcing": true}\n' + str(shape.grammar))
+
+
 def alone(prompt: list[int], params: SamplingParams, **options: int) -> tuple[list[int], StopReason | None]:
     """What a request gives when nothing else runs, on one rank, with its prompt in one piece."""
     with World(1, token_budget=64, **options) as world:
-        world.engine.submit(0, prompt, params)
+        world.engine.submit(0, prompt, params, grammar_of(params))
         news = world.run()[0]
     return tokens_of(news), news[-1].finish_reason

@@ -4,11 +4,22 @@ import numpy as np
 import pytest
 
 from ringlm.engine.messages import StepMessage, decode, encode
-from ringlm.engine.request import SamplingParams, StopReason
+from ringlm.engine.request import SamplingParams, StopReason, StructuredOutputsParams
 from ringlm.engine.runner import Runner
 from ringlm.engine.sequence import Delta
 from ringlm.errors import RequestError
-from tests.engine.fake import CONTEXT, EOS, VOCABULARY, FakeCache, World, alone, blocks_in_use, logits_after, tokens_of
+from tests.engine.fake import (
+    CONTEXT,
+    EOS,
+    VOCABULARY,
+    FakeCache,
+    World,
+    alone,
+    blocks_in_use,
+    grammar_of,
+    logits_after,
+    tokens_of,
+)
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 SETTINGS = [
@@ -20,6 +31,7 @@ SETTINGS = [
     GREEDY.replace(min_tokens=3, ignore_eos=False, bad_token_ids=[[5], [3, 8]], logprobs=3),
     GREEDY.replace(repetition_penalty=1.4, frequency_penalty=0.5, logit_bias={4: 2.0, 9: -1.5}, logprobs=0),
     GREEDY.replace(temperature=1.3, seed=7, typical_p=0.8, presence_penalty=1.0),
+    GREEDY.replace(temperature=1.3, seed=8, structured_outputs=StructuredOutputsParams(grammar="start: /([d-g]h?)*/")),
 ]
 
 
@@ -48,7 +60,7 @@ def test_greedy_tokens_are_the_models_at_any_world_size_and_chunk(world_size: in
 def test_mixed_settings_in_one_batch_give_what_each_gives_alone(world_size: int) -> None:
     with World(world_size, max_seqs=5) as world:
         for id, params in enumerate(SETTINGS):
-            world.engine.submit(id, [3, 1, 4, 1, 5], params)
+            world.engine.submit(id, [3, 1, 4, 1, 5], params, grammar_of(params))
         news = world.run()
     for id, params in enumerate(SETTINGS):
         assert tokens_of(news[id]) == alone([3, 1, 4, 1, 5], params)[0]
@@ -212,7 +224,7 @@ def test_an_engine_that_is_paused_goes_on_with_the_same_tokens(steps: int) -> No
     with World(1, max_seqs=5) as world:
         engine = world.engine
         for id, params in enumerate(SETTINGS):
-            engine.submit(id, prompt, params)
+            engine.submit(id, prompt, params, grammar_of(params))
         news: dict[int, list[Delta]] = {id: [] for id in range(len(SETTINGS))}
         for _ in range(steps):
             for delta in engine.step():

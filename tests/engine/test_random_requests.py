@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ringlm.engine.request import SamplingParams, StopReason
+from ringlm.engine.request import SamplingParams, StopReason, StructuredOutputsParams
 from ringlm.engine.sequence import Delta
 from ringlm.errors import QueueFullError
-from tests.engine.fake import CONTEXT, SEQUENCE, World, alone, tokens_of
+from tests.engine.fake import CONTEXT, SEQUENCE, World, alone, grammar_of, tokens_of
 
 MAX_SEQS, MAX_WAITING = 3, 4
 SAMPLED = {"temperature": 1.5}
@@ -27,6 +27,12 @@ KINDS: list[dict[str, Any]] = [
     {**SAMPLED, "top_p": 0.7, "min_p": 0.05},
     {"temperature": 0.0, "min_tokens": 1, "bad_token_ids": ((4,), (5, 6)), "logprobs": 2},
     {**SAMPLED, "repetition_penalty": 1.5, "frequency_penalty": 0.5, "logit_bias": {3: 2.0}},
+    {
+        **SAMPLED,
+        "structured_outputs": StructuredOutputsParams(grammar="start: (/[d-g]+/ | /h[i-m]{2}/)*"),
+        "min_tokens": 1,
+    },
+    {"temperature": 0.0, "structured_outputs": StructuredOutputsParams(grammar="start: /[a-w]{1,5}x?/"), "logprobs": 1},
 ]
 # The second stem begins as the first does.
 STEMS = [(), (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11), (1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0), (7,) * 9]
@@ -73,7 +79,7 @@ class Requests(RuleBasedStateMachine):
             with pytest.raises(QueueFullError):
                 self.world.engine.submit(id, list(prompt), params)
             return
-        self.world.engine.submit(id, list(prompt), params)
+        self.world.engine.submit(id, list(prompt), params, grammar_of(params))
         self.asked[id] = (prompt, params)
         self.news[id] = []
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-from ringlm.cluster.messages import Embedding, Output, Progress, RankReport, Ready, Recovering, Stats
+from ringlm.cluster.messages import Embedding, Output, Progress, RankReport, Ready, Recovering, Stats, Vocabulary
 from ringlm.cluster.spec import EngineSpec
 from ringlm.engine.request import SamplingParams, StopReason, TokenLogprob
 from ringlm.errors import RingError
@@ -55,6 +55,9 @@ class FakeEngine:
     def running(self) -> list[int]:
         with self._changed:
             return list(self._left)
+
+    def teach(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
 
     def submit(self, prompt_tokens: list[int], params: SamplingParams) -> int:
         with self._changed:

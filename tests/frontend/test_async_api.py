@@ -102,6 +102,6 @@ def test_mistakes(specs: list[EngineSpec]) -> None:
             with pytest.raises(RequestError, match="mix"):
                 await llm.generate(["a", 5])  # type: ignore[list-item]
             with pytest.raises(RequestError, match="tool_choice"):
-                await llm.chat(USER, tools=[{}], tool_choice="required")
+                await llm.chat(USER, tools=[{}], tool_choice="perhaps")
 
     asyncio.run(ask())

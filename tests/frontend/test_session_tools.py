@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 
 import pytest
+from llguidance import LLMatcher, LLTokenizer
 
-from ringlm.engine.request import SamplingParams
+from ringlm.engine.request import SamplingParams, StructuredOutputsParams
 from ringlm.errors import RequestError
 from ringlm.frontend.answer import ToolCall
 from ringlm.frontend.session import Session
@@ -65,8 +66,8 @@ def test_without_tools_a_call_is_text(able: Tokenizer) -> None:
         completion = generation.result()
         assert (completion.text, completion.finish_reason) == (CALL, "stop")
     assert "weather" not in able.decode(engine.submitted[2][0])
-    with pytest.raises(RequestError, match="not supported yet"):
-        session.chat(USER, GREEDY, tools=TOOLS, tool_choice="required")
+    with pytest.raises(RequestError, match="there are no tools"):
+        session.chat(USER, GREEDY, tool_choice="required")
 
 
 def test_variables_reach_the_template(able: Tokenizer) -> None:
@@ -82,3 +83,42 @@ def test_several_answers_have_parsers_of_their_own(able: Tokenizer) -> None:
     assert [(choice.reasoning, choice.finish_reason, len(choice.tool_calls)) for choice in choices] == [
         ("Hm.", "tool_calls", 1)
     ] * 3
+
+
+def test_what_the_engine_is_told_of_grammars(able: Tokenizer) -> None:
+    """Nothing where anything may be written; what tokens stand for, once, and the same grammar for each answer."""
+    engine, session = saying(able, CALL)
+    session.chat(USER, GREEDY, tools=TOOLS).result()
+    assert not hasattr(engine, "vocabulary")
+    assert engine.submitted[1][1].structured_outputs is None
+    session.chat(USER, GREEDY.replace(n=2), tools=TOOLS, tool_choice="required").result()
+    tokens = engine.vocabulary.tokens
+    assert len(tokens) == engine.ready.vocabulary
+    assert [tokens[token] for token in able.encode("Hi, <b>")] == [b"Hi", b",", b" <", b"b", b">"]
+    assert tokens[EOS] == b"<|im_end|>"
+    assert EOS in engine.vocabulary.special
+    assert EOS in engine.vocabulary.ends
+    first, second = (engine.submitted[id][1].structured_outputs for id in (2, 3))
+    assert first == second
+    assert "<tool_call>" in str(first and first.grammar)
+    del engine.vocabulary
+    shape = StructuredOutputsParams(choice=["yes"])
+    session.complete("So?", GREEDY.replace(structured_outputs=shape)).result()
+    assert not hasattr(engine, "vocabulary")
+
+
+def test_a_format_with_frames_has_them_around_a_prescribed_answer(tokenizer: Tokenizer) -> None:
+    fast = copy.deepcopy(tokenizer._fast)
+    fast.chat_template = "{{ messages }}<|channel|>analysis"
+    engine, session = saying(Tokenizer(fast, "framed"), "1")
+    shape = StructuredOutputsParams(json={"enum": [1, 2]})
+    session.chat(USER, GREEDY.replace(structured_outputs=shape)).result()
+    told = engine.submitted[1][1].structured_outputs
+    matcher = LLMatcher(LLTokenizer("byte"), str(told and told.grammar))
+    for thought in ("", "<|channel|>analysis<|message|>2 <|end|><|start|>assistant"):
+        matcher.reset()
+        answer = list(f"{thought}<|channel|>final<|message|>1".encode())
+        assert matcher.try_consume_tokens(answer) == len(answer)
+        assert matcher.is_accepting()
+    matcher.reset()
+    assert not matcher.try_consume_tokens(list(b"1"))

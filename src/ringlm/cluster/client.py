@@ -34,6 +34,7 @@ from ringlm.cluster.messages import (
     Shutdown,
     Stats,
     Submit,
+    Vocabulary,
 )
 from ringlm.cluster.spec import EngineSpec
 from ringlm.engine.request import SamplingParams
@@ -94,6 +95,10 @@ class EngineClient:
             client.close()
             raise
         return client
+
+    def teach(self, vocabulary: Vocabulary) -> None:
+        """Say what tokens stand for, which it must know before the first request with a grammar."""
+        self._send(vocabulary)
 
     def submit(self, prompt_tokens: list[int], params: SamplingParams) -> int:
         """Hand in a request; its id. Its tokens come from `next_event`, and so does what ends the engine now."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from ringlm.cluster.channel import ChannelClosed
+from ringlm.cluster.compiling import Compiled, Compiler
 from ringlm.cluster.loading import Loaded
 from ringlm.cluster.messages import (
     Cancel,
@@ -23,10 +24,12 @@ from ringlm.cluster.messages import (
     Shutdown,
     Stats,
     Submit,
+    Vocabulary,
 )
-from ringlm.cluster.upstream import Frontend
+from ringlm.cluster.upstream import Asked, Frontend
 from ringlm.engine.embedding import Vector
 from ringlm.engine.engine import Engine
+from ringlm.engine.request import StopReason
 from ringlm.engine.sequence import Delta
 from ringlm.errors import PeerError, QueueFullError, RequestError, RingError, RingLMError
 from ringlm.ring import Ring
@@ -44,6 +47,7 @@ class Leader:
         self.stepping = False
         self.dismissed = False
         self._frontend = frontend
+        self._compiler = Compiler(frontend.put)
         self._engine: Engine | None = None
         self._ring: Ring | None = None
         self._recoveries = 0
@@ -127,19 +131,33 @@ class Leader:
             # Wherever the main thread waits: for members, for links, for a file.
             signal.pthread_kill(int(threading.main_thread().ident or 0), signal.SIGTERM)
 
-    def _accept(self, engine: Engine, message: Submit | Embed | Cancel) -> None:
-        if isinstance(message, Cancel):
-            delta = engine.cancel(message.id)
+    def _accept(self, engine: Engine, message: Asked) -> None:
+        if isinstance(message, Vocabulary):
+            self._compiler.learn(message, engine.limits.eos_token_ids)
+        elif isinstance(message, Cancel):
+            awaited = self._compiler.forget(message.id)
+            delta = Delta(message.id, [], StopReason.CANCELED) if awaited else engine.cancel(message.id)
             if delta is not None:
                 self._frontend.send(*self._stats(engine), Output(*delta))
-            return
+        elif not isinstance(message, Compiled) or self._compiler.forget(message.request.id):
+            self._begin(engine, message)
+
+    def _begin(self, engine: Engine, message: Submit | Embed | Compiled) -> None:
+        request = message.request if isinstance(message, Compiled) else message
         try:
             if isinstance(message, Embed):
                 engine.embed(message.id, message.prompt_tokens)
+            elif isinstance(message, Submit):
+                if message.params.structured_outputs is None:
+                    engine.submit(message.id, message.prompt_tokens, message.params)
+                else:
+                    self._compiler.compile(message)
+            elif isinstance(message.grammar, RequestError):
+                raise message.grammar
             else:
-                engine.submit(message.id, message.prompt_tokens, message.params)
+                engine.submit(request.id, request.prompt_tokens, message.request.params, message.grammar)
         except RequestError as error:
-            self._frontend.send(Output(message.id, [], error=str(error), busy=isinstance(error, QueueFullError)))
+            self._frontend.send(Output(request.id, [], error=str(error), busy=isinstance(error, QueueFullError)))
 
     def _stats(self, engine: Engine) -> list[Stats]:
         """The engine's figures when they are to be told: every second while there is work, and once after it."""

@@ -1,6 +1,6 @@
 """What a frontend and its engine process say to each other over their socketpair.
 
-Frontend to engine: Submit, Embed, Cancel, Ping, Shutdown.
+Frontend to engine: Vocabulary, Submit, Embed, Cancel, Ping, Shutdown.
 Engine to frontend: Progress, Ready, Recovering, Output, Embedding, Stats, Failed.
 Each message is msgpack behind a 4-byte little-endian length (cluster/channel.py).
 """
@@ -12,8 +12,18 @@ import msgspec
 from ringlm.engine.request import SamplingParams, StopReason, TokenLogprob
 
 
+class Vocabulary(msgspec.Struct, frozen=True, tag=True):
+    """What every token stands for, in bytes; of `special` ones it is their name, which no text means. `ends` are those
+    that end an answer. Sent once, before the first request with a grammar."""
+
+    tokens: list[bytes]
+    special: list[int]
+    ends: list[int]
+
+
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """A new request. `id` is the frontend's and unique while the request lives."""
+    """A new request. `id` is the frontend's and unique while the request lives. Of its `structured_outputs` there is
+    only `grammar`, as llguidance reads it."""
 
     id: int
     prompt_tokens: list[int]
@@ -159,5 +169,5 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     rank: int | None = None
 
 
-ToEngine = Submit | Embed | Cancel | Ping | Shutdown
+ToEngine = Vocabulary | Submit | Embed | Cancel | Ping | Shutdown
 ToFrontend = Progress | Ready | Recovering | Output | Embedding | Stats | Failed

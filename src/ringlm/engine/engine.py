@@ -3,7 +3,9 @@ no text, no sockets, no frontends."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from typing import TYPE_CHECKING
 
 from ringlm.engine.allocator import BlockAllocator
 from ringlm.engine.embedding import Vector, embed
@@ -14,6 +16,9 @@ from ringlm.engine.sampler import sample
 from ringlm.engine.scheduler import Figures, Scheduler
 from ringlm.engine.sequence import Delta, Limits, Moment, begin
 from ringlm.parallel.communicator import Communicator
+
+if TYPE_CHECKING:
+    from ringlm.engine.grammar import Grammar, Masks
 
 TOKEN_BUDGET = 512
 MAX_WAITING = 256
@@ -40,6 +45,7 @@ class Engine:
         self._ring_s = 0.0  # within the collectives of earlier communicators
         self._forward_s = 0.0
         self._stopped = False
+        self._masks: Masks | None = None  # made when somebody needs them
         self._link(runner, comm)
         self.limits = Limits(config.context, config.vocabulary, frozenset(config.eos_token_ids))
         self.scheduler = Scheduler(
@@ -60,10 +66,10 @@ class Engine:
         """How it does."""
         return self.scheduler.figures
 
-    def submit(self, id: int, prompt_tokens: list[int], params: SamplingParams) -> None:
-        """Queue a request; RequestError if it cannot be computed or one of its id has not ended, QueueFullError if too
-        many wait."""
-        self.scheduler.add(begin(id, prompt_tokens, params, self.limits))
+    def submit(self, id: int, prompt_tokens: list[int], params: SamplingParams, grammar: Grammar | None = None) -> None:
+        """Queue a request, whose answer follows `grammar`; RequestError if it cannot be computed or one of its id has
+        not ended, QueueFullError if too many wait."""
+        self.scheduler.add(begin(id, prompt_tokens, params, self.limits, grammar=grammar))
 
     def embed(self, id: int, tokens: list[int]) -> None:
         """Queue a request for the vector of `tokens`; RequestError as `submit`."""
@@ -79,9 +85,10 @@ class Engine:
         if work is None:
             return []
         self._tell(work.message)  # daemons wait in this same broadcast
-        begun = time.perf_counter()
-        logits, states = self.runner.run(work.message, work.rows)
-        self._forward_s += time.perf_counter() - begun
+        with self._masking([each.grammar for each in work.sampled if each.grammar is not None]):
+            begun = time.perf_counter()
+            logits, states = self.runner.run(work.message, work.rows)
+            self._forward_s += time.perf_counter() - begun
         return self.scheduler.commit(work, sample(logits, work.sampled), embed(states, work.embedded))
 
     def pause(self) -> None:
@@ -102,7 +109,19 @@ class Engine:
         second call does nothing."""
         if not self._stopped:
             self._stopped = not again
+            if self._masks is not None and self._stopped:
+                self._masks.close()
             self._tell(self.scheduler.stop(again))
+
+    def _masking(self, grammars: list[Grammar]) -> contextlib.AbstractContextManager[None]:
+        """What is to come next is worked out in the block."""
+        if not grammars:
+            return contextlib.nullcontext()
+        if self._masks is None:
+            from ringlm.engine.grammar import Masks
+
+            self._masks = Masks()
+        return self._masks.made(grammars)
 
     def _link(self, runner: Runner, comm: Communicator) -> None:
         assert runner.cache.positions >= runner.model.config.context, "a sequence that runs alone could not grow"

@@ -27,6 +27,30 @@ class StopReason(str, enum.Enum):
         return self.value
 
 
+class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True):
+    """The shape of an answer, by one of these; the names are vLLM's.
+
+    `json` is a JSON schema, or its text; `json_object` asks for any JSON object; `regex` is matched by the whole
+    answer, in the syntax of Rust's crate; the answer is one of the texts `choice`; `grammar` is in llguidance's Lark.
+    """
+
+    json: dict[str, Any] | str | bool | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in self.__struct_fields__ if getattr(self, name) not in (None, False)]
+        if len(given) != 1 and self.json is not False:
+            raise RequestError(
+                f"structured_outputs has {' and '.join(given) or 'nothing'}; give one of "
+                f"{', '.join(self.__struct_fields__)}."
+            )
+        if self.choice is not None and not self.choice:
+            raise RequestError("structured_outputs: choice is empty; give at least one text.")
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How to choose tokens and when to stop; the names are vLLM's.
 
@@ -36,7 +60,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     as often as they occur. `logit_bias` is added by token id. `seed` None draws a fresh one. `logprobs` asks for that
     of each token and of so many of the likeliest. `stop` are strings (kept out of the text), `stop_token_ids` are ids;
     neither ends an answer of less than `min_tokens`. `bad_words` are texts that must not be written, `bad_token_ids`
-    the same as sequences of ids.
+    the same as sequences of ids. `structured_outputs` prescribes the shape of the answer, which ends where nothing can
+    follow, whatever `min_tokens` and `ignore_eos` say.
     """
 
     n: int = 1
@@ -59,6 +84,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     bad_words: Sequence[str] = ()  # or one string
     bad_token_ids: Sequence[Sequence[int]] = ()
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         for name, kind in _types().items():

@@ -17,7 +17,6 @@ from ringlm.engine.logits import Candidates, Floats, Logits, best, log_probabili
 from ringlm.engine.randomness import uniform
 from ringlm.engine.request import TokenLogprob
 from ringlm.engine.sequence import Sequence
-from ringlm.engine.shaping import Shaping
 from ringlm.errors import RequestError
 
 MAX_CANDIDATES = 64  # with more, picking and merging them costs about what sending every logit does
@@ -45,7 +44,7 @@ def needed(sequences: list[Sequence]) -> Needed:
             continue
         params, shaping = sequence.params, sequence.shaping
         count = 1 if params.temperature == 0.0 else params.top_k
-        if count <= 0 or (shaping is not None and not shaping.only_masks):
+        if count <= 0 or sequence.grammar is not None or (shaping is not None and not shaping.only_masks):
             return Needed(0, False)
         if shaping is not None:
             count += len(shaping.masked(sequence.tokens))
@@ -85,13 +84,17 @@ def _choose(
     sequence: Sequence, row: Floats, ids: NDArray[np.int32] | None, index: int, log_sum: float | None
 ) -> Chosen | RequestError:
     """The token, from the logits `row` (k,) of the tokens `ids`, or (V,) of all; `index` is that of the best one."""
-    params, shaping, shaped = sequence.params, sequence.shaping, row
-    if shaping is not None:
-        shaped = shaping.apply(row, sequence.tokens, ids)
+    params, shaping, grammar, shaped = sequence.params, sequence.shaping, sequence.grammar, row
+    if grammar is not None:
+        if grammar.error is not None:
+            return RequestError(f"The shape of request {sequence.id} cannot be followed further: {grammar.error}.")
+        shaped = grammar.masked(row)
+    if shaping is not None and not (grammar is not None and grammar.complete):  # which ends, whatever else is asked
+        shaped = shaping.apply(shaped, sequence.tokens, ids)
+    if shaped is not row:
         index = int(shaped.argmax())
         if not -np.inf < shaped[index] < np.inf:
-            excluded = shaped[index] == -np.inf
-            return _excluded(sequence, shaping) if excluded else _unusable(sequence, float(shaped[index]))
+            return _excluded(sequence) if shaped[index] == -np.inf else _unusable(sequence, float(shaped[index]))
     if params.temperature > 0.0:
         index = draw(shaped, params, uniform(sequence.seed, len(sequence.tokens)))
     token = index if ids is None else int(ids[index])
@@ -103,11 +106,13 @@ def _choose(
     return Chosen(token, TokenLogprob(token, float(logs[index]), [pair for pair in likeliest if pair[1] > -np.inf]))
 
 
-def _excluded(sequence: Sequence, shaping: Shaping) -> RequestError:
-    names = " and ".join(shaping.masking(sequence.tokens))
+def _excluded(sequence: Sequence) -> RequestError:
+    names = [] if sequence.shaping is None else sequence.shaping.masking(sequence.tokens)
+    if sequence.grammar is not None:
+        names.append("structured_outputs")
     return RequestError(
         f"Nothing is left to choose for token {len(sequence.tokens)} of request {sequence.id}: every token that the "
-        f"model could write is excluded by {names}."
+        f"model could write is excluded by {' and '.join(names)}."
     )
 
 

@@ -6,11 +6,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ringlm.engine.request import SamplingParams, StopReason, TokenLogprob
 from ringlm.engine.shaping import Shaping
 from ringlm.errors import RequestError
+
+if TYPE_CHECKING:
+    from ringlm.engine.grammar import Grammar
 
 
 class Limits(NamedTuple):
@@ -63,6 +66,7 @@ class Sequence:
     stop_ids: frozenset[int]
     max_length: int  # of tokens
     shaping: Shaping | None = None  # None: its logits stay as they are
+    grammar: Grammar | None = None  # None: it may write anything
     embeds: bool = False  # its vector is asked for, and no token
     cached: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -86,14 +90,17 @@ class Sequence:
     @property
     def plain(self) -> bool:
         """Whether its next token is the one of the best logit, and nothing else is asked."""
-        return self.params.temperature == 0.0 and self.shaping is None and self.params.logprobs is None
+        free = self.shaping is None and self.grammar is None
+        return free and self.params.temperature == 0.0 and self.params.logprobs is None
 
     def append(self, token: int) -> StopReason | None:
         """Take the next token; why the sequence ends with it, if it does."""
         self.tokens.append(token)
         if self.shaping is not None:
             self.shaping.add(token)
-        if token in self.stop_ids:
+        if self.grammar is not None:
+            self.grammar.add(token)
+        if token in self.stop_ids or (self.grammar is not None and self.grammar.ended):
             return StopReason.STOP
         return StopReason.LENGTH if len(self.tokens) >= self.max_length else None
 
@@ -123,10 +130,16 @@ class Sequence:
 
 
 def begin(
-    id: int, prompt_tokens: list[int], params: SamplingParams, limits: Limits, *, embeds: bool = False
+    id: int,
+    prompt_tokens: list[int],
+    params: SamplingParams,
+    limits: Limits,
+    *,
+    grammar: Grammar | None = None,
+    embeds: bool = False,
 ) -> Sequence:
-    """The sequence of a new request; RequestError for a prompt that cannot be computed, or parameters that do not suit
-    the model.
+    """The sequence of a new request, which follows `grammar`; RequestError for a prompt that cannot be computed, or
+    parameters that do not suit the model.
 
     The last token generated is never fed back, so a prompt that fills the context still gets one.
     """
@@ -140,6 +153,7 @@ def begin(
         stop_ids=stop_ids,
         max_length=min(len(prompt_tokens) + params.max_tokens, limits.context + 1),
         shaping=Shaping.of(params, prompt_tokens, stop_ids, limits.vocabulary),
+        grammar=grammar,
         embeds=embeds,
     )
 

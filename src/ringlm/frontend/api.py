@@ -75,7 +75,7 @@ class LLM(ModelApi):
         *,
         stream: bool = False,
         tools: Sequence[Tool] = (),
-        tool_choice: str = "auto",
+        tool_choice: str | Mapping[str, Any] = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Completion | Iterator[Piece]:
         """Answer a conversation of {"role", "content"} messages: whole, or with `stream` piece by piece.

@@ -74,7 +74,7 @@ class AsyncLLM(ModelApi):
         *,
         stream: bool = False,
         tools: Sequence[Tool] = (),
-        tool_choice: str = "auto",
+        tool_choice: str | Mapping[str, Any] = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Awaitable[Completion] | AsyncIterator[Piece]:
         """As `LLM.chat`: `await` it, or with `stream` iterate over it, which is when it begins."""

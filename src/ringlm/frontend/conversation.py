@@ -21,7 +21,7 @@ class ChatOptions(TypedDict, total=False):
     """What `LLM.chat` takes beside the messages, for who checks types."""
 
     tools: Sequence[Tool]
-    tool_choice: str
+    tool_choice: str | Mapping[str, Any]
     chat_template_kwargs: Mapping[str, Any] | None
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from ringlm.engine.request import SamplingParams, StructuredOutputsParams
 from ringlm.errors import RequestError
 
 if TYPE_CHECKING:
-    from ringlm.engine.request import SamplingParams
     from ringlm.frontend.tokenizer import Tokenizer
 
 
@@ -19,8 +19,11 @@ def check_tokens(tokens: Iterable[int], vocabulary: int, what: str = "token id")
         raise RequestError(f"{wrong} is no {what}; this model has 0 to {vocabulary - 1:,}.")
 
 
-def for_engine(params: SamplingParams, tokenizer: Tokenizer | None, vocabulary: int) -> list[SamplingParams]:
-    """What to ask of the engine for each of the answers, `best_of` of them; number i has the seed `seed` + i.
+def for_engine(
+    params: SamplingParams, tokenizer: Tokenizer | None, vocabulary: int, grammar: str | None = None
+) -> list[SamplingParams]:
+    """What to ask of the engine for each of the answers, `best_of` of them; number i has the seed `seed` + i. All
+    follow `grammar`, which is what their shape has become.
 
     Raises RequestError for tokens that the model does not have, and for words where it has no tokenizer.
     """
@@ -38,6 +41,7 @@ def for_engine(params: SamplingParams, tokenizer: Tokenizer | None, vocabulary: 
         stop_token_ids=(*params.stop_token_ids, *ends),
         bad_words=(),
         bad_token_ids=(*params.bad_token_ids, *bad),
+        structured_outputs=None if grammar is None else StructuredOutputsParams(grammar=grammar),
         logprobs=0 if params.logprobs is None and count > params.n else params.logprobs,
     )
     if params.seed is None:

@@ -8,8 +8,9 @@ Any thread and any event loop may use a session, and any number of its requests 
 from __future__ import annotations
 
 import operator
+import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from ringlm.frontend.params import check_tokens, for_engine
 from ringlm.frontend.reply import Reply
 from ringlm.frontend.stops import StopStrings
 from ringlm.frontend.switchboard import Engine, Switchboard
+from ringlm.frontend.tools import enforcing
 from ringlm.frontend.tools.formats import chosen_format
 from ringlm.frontend.writer import Text, Writer
 
@@ -43,6 +45,8 @@ class Session:
         self._engine = engine
         self._tokenizer = tokenizer
         self._switchboard = Switchboard(engine)
+        self._taught = False  # whether the engine knows what tokens stand for, as grammars need
+        self._teaching = threading.Lock()
         self._end = weakref.finalize(self, self._switchboard.close)
 
     @classmethod
@@ -100,7 +104,9 @@ class Session:
 
     def complete(self, prompt: str | Sequence[int], params: SamplingParams) -> Generation:
         """Go on from a text or from token ids. Raises RequestError for a prompt that cannot be used."""
-        return self._submit(self._tokens(prompt), params, continues=True)
+        asked = params.structured_outputs
+        grammar = None if asked is None else self.tokenizer.text_grammar(asked)
+        return self._submit(self._tokens(prompt), params, grammar, continues=True)
 
     def chat(
         self,
@@ -108,17 +114,21 @@ class Session:
         params: SamplingParams,
         *,
         tools: Sequence[Tool] = (),
-        tool_choice: str = "auto",
+        tool_choice: str | Mapping[str, Any] = "auto",
+        parallel_tool_calls: bool = True,
         **template_variables: Any,
     ) -> Generation:
-        """Answer a conversation in the model's chat template, with OpenAI's `tools` at hand unless `tool_choice` is
-        'none'. Raises RequestError, ModelError."""
-        if tool_choice not in ("auto", "none"):
-            raise RequestError(f"tool_choice is {tool_choice!r}; not supported yet: it must be 'auto' or 'none'.")
-        offered = tools if tool_choice == "auto" else ()
+        """Answer a conversation in the model's chat template, with OpenAI's `tools` at hand: with the `tool_choice`
+        'auto' or 'none', or necessarily with calls of them, 'required', or of the one that is named. Raises
+        RequestError, ModelError."""
+        offered = () if tool_choice == "none" else tools
+        calls = enforcing.Choice.of("auto" if tool_choice == "none" else tool_choice, parallel_tool_calls)
+        if calls.required and not offered:
+            raise RequestError(f"tool_choice is {tool_choice!r:.80}, and there are no tools.")
         tokens = self.tokenizer.chat(messages, offered, **template_variables)
+        grammar = self.tokenizer.answer_grammar(params.structured_outputs, tokens, offered, calls)
         parser = partial(self.tokenizer.answer_parser, tokens, offered)
-        return self._submit(tokens, params, continues=False, parser=parser)
+        return self._submit(tokens, params, grammar, continues=False, parser=parser)
 
     def embed(self, prompt: str | Sequence[int]) -> Reply[Embedding]:
         """The vector of a text or of token ids. Raises RequestError as `complete` does."""
@@ -167,12 +177,16 @@ class Session:
         self,
         tokens: list[int],
         params: SamplingParams,
+        grammar: str | None,
         continues: bool,
         parser: Callable[[], AnswerParser | None] = lambda: None,
     ) -> Generation:
-        """`continues`: the text goes on from a prompt; `parser` makes one for each answer."""
+        """`continues`: the text goes on from a prompt; `parser` makes one for each answer, all of which follow
+        `grammar`."""
         self._check_prompt(tokens)
-        asked = for_engine(params, self._tokenizer, self.ready.vocabulary)
+        asked = for_engine(params, self._tokenizer, self.ready.vocabulary, grammar)
+        if grammar is not None:
+            self._teach()
         writers = []
         for index in range(len(asked)):
             text = None
@@ -190,6 +204,12 @@ class Session:
             generation.cancel()
             raise
         return generation
+
+    def _teach(self) -> None:
+        with self._teaching:
+            if not self._taught:
+                self._engine.teach(self.tokenizer.vocabulary(self.ready.vocabulary))
+                self._taught = True
 
     def _cancel(self, request: int) -> None:
         self._switchboard.cancel(request)  # a method of the session's, so that it lives while its requests do

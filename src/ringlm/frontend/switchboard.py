@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from ringlm.cluster.messages import Embedding, Output, Ready, Recovering, Stats
+from ringlm.cluster.messages import Embedding, Output, Ready, Recovering, Stats, Vocabulary
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import QueueFullError, RequestError, RingLMError, unforeseen
 
@@ -26,6 +26,7 @@ class Engine(Protocol):
     stats: Stats | None
     recovering: Recovering | None
 
+    def teach(self, vocabulary: Vocabulary) -> None: ...
     def submit(self, prompt_tokens: list[int], params: SamplingParams) -> int: ...
     def embed(self, prompt_tokens: list[int]) -> int: ...
     def cancel(self, request: int) -> None: ...

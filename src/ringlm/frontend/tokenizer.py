@@ -7,15 +7,16 @@ Jinja environment. Nothing in a model's folder is executed, and torch is never i
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
+import functools
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ringlm.cluster.messages import Vocabulary
+from ringlm.engine.request import StructuredOutputsParams
 from ringlm.errors import ConfigError, ModelError, RequestError
-from ringlm.frontend import gguf_tokenizer
+from ringlm.frontend import folder_tokenizer, gguf_tokenizer
 from ringlm.frontend.conversation import (
     Message,
     Tool,
@@ -28,8 +29,10 @@ from ringlm.frontend.conversation import (
     without_last_calls,
 )
 from ringlm.frontend.detokenizer import Detokenizer
+from ringlm.frontend.grammar import Lark, after_reasoning, shaped
 from ringlm.frontend.model import Model
 from ringlm.frontend.token_bytes import TokenBytes
+from ringlm.frontend.tools.enforcing import Choice, call_grammar
 from ringlm.frontend.tools.formats import Reasoning, ToolFormat, reasoning, tool_format
 from ringlm.frontend.tools.parser import AnswerParser
 
@@ -68,7 +71,7 @@ class Tokenizer:
         Raises ModelError when there is one that cannot be read, and ConfigError for a template that cannot.
         """
         text = None if chat_template is None else _read_template(chat_template)
-        fast = _from_folder(model.path) if model.format == "plain" else gguf_tokenizer.read(model.path)
+        fast = folder_tokenizer.read(model.path) if model.format == "plain" else gguf_tokenizer.read(model.path)
         if fast is None:
             return None
         if text is None:
@@ -194,8 +197,49 @@ class Tokenizer:
         calling, marks = self._calling(tools), self._marks(tools)
         if calling is None and marks is None:
             return None
+        return AnswerParser(calling, schemas(tools), marks, self._opened(prompt, marks))
+
+    def answer_grammar(
+        self, asked: StructuredOutputsParams | None, prompt: Sequence[int], tools: Sequence[Tool], calls: Choice
+    ) -> str | None:
+        """What an answer to `prompt`, which `chat` has made, may be: of the shape that is `asked` for, or `calls` of
+        `tools`, after the model's reasoning; None for anything. Raises RequestError for what cannot be enforced."""
+        lark, calling, marks = Lark(self._special), self._calling(tools), self._marks(tools)
+        answer = None if asked is None else shaped(asked, lark)
+        if calling is not None:
+            marks = calling.thoughts or marks
+            if answer is not None:
+                answer = f"{lark.words(calling.response)} {answer}"
+            if tools:
+                answer = call_grammar(lark, calling, tools, calls, answer)
+        if answer is None:
+            return None
+        return lark.text(after_reasoning(lark, marks, self._opened(prompt, marks), lark.rule(answer)))
+
+    def text_grammar(self, asked: StructuredOutputsParams) -> str:
+        """The same of a text that goes on from a prompt."""
+        lark = Lark(self._special)
+        return lark.text(shaped(asked, lark))
+
+    def vocabulary(self, count: int) -> Vocabulary:
+        """What the tokens of a model with `count` of them stand for."""
+        spellings = self._spellings()
+        tokens = [spellings[token] for token in range(count)]
+        special = [token for token, spelling in enumerate(tokens) if not spelling]
+        for token in special:
+            tokens[token] = (self._backend.id_to_token(token) or "").encode()
+        return Vocabulary(tokens, special, list(self.eos_token_ids))
+
+    @functools.cached_property
+    def _special(self) -> dict[str, int]:
+        """Special tokens, by name."""
+        added = self._backend.get_added_tokens_decoder()
+        return {token.content: id for id, token in added.items() if token.special}
+
+    def _opened(self, prompt: Sequence[int], marks: Reasoning | None) -> bool:
+        """Whether `prompt` ends in what opens the reasoning."""
         end = self._backend.decode(prompt[-_TAIL:], skip_special_tokens=False).rstrip()
-        return AnswerParser(calling, schemas(tools), marks, opened=marks is not None and end.endswith(marks.opening))
+        return marks is not None and end.endswith(marks.opening)
 
     def _calling(self, tools: Sequence[Tool]) -> ToolFormat | None:
         """How this model calls `tools`; None when there are none, unless text is written in that way too. Raises
@@ -241,60 +285,6 @@ class Tokenizer:
         return self._token_bytes[keep]
 
 
-def _from_folder(folder: Path) -> PreTrainedTokenizerFast | None:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        return None
-    with _quiet_transformers() as transformers:
-        try:
-            if (folder / "tokenizer.json").is_file():
-                fast = transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-            else:
-                fast = _converted(folder, transformers)
-        except ModelError:
-            raise
-        except Exception as error:  # the Rust library raises bare Exception
-            raise ModelError(f"{folder}: the tokenizer cannot be read: {error}") from error
-    older = folder / "chat_template.json"  # which transformers reads for processors only
-    if not fast.chat_template and older.is_file():
-        fast.chat_template = _setting(older, "chat_template")
-    return fast
-
-
-def _converted(folder: Path, transformers: Any) -> PreTrainedTokenizerFast:
-    """SentencePiece's tokenizer.model, by the packages that read it."""
-    missing = [name for name in ("sentencepiece", "google.protobuf") if not _is_installed(name)]
-    if missing:
-        raise ModelError(
-            f"{folder} has tokenizer.model but no tokenizer.json, and it takes the packages sentencepiece and protobuf "
-            "to read that: pip install sentencepiece protobuf"
-        )
-    # AutoTokenizer would load torch. Only a class of transformers' own is taken, whatever the folder names.
-    name = _setting(folder / "tokenizer_config.json", "tokenizer_class").removesuffix("Fast")
-    kind: Any = getattr(transformers, name, None)
-    known = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerFast)
-    if not known:
-        raise ModelError(
-            f"{folder}: tokenizer_config.json names no tokenizer_class of transformers to read tokenizer.model by; "
-            "save the tokenizer with transformers, which writes tokenizer.json."
-        )
-    return kind.from_pretrained(folder, local_files_only=True)
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent is missing
-        return False
-
-
-def _setting(path: Path, key: str) -> str:
-    """The text `key` of a JSON file; ModelError where there is none."""
-    try:
-        return str(json.loads(path.read_bytes())[key])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: holds no {key}: {error}.") from error
-
-
 def _read_template(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -306,17 +296,3 @@ def _line_of(error: BaseException) -> str:
     """ ", line 7" of the template in which it was raised, where that is known."""
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == "<template>"]
     return f", line {lines[-1]}," if lines else ""
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[Any]:
-    """transformers, without its advice on stderr."""
-    import transformers
-
-    logging = transformers.utils.logging
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield transformers
-    finally:
-        logging.set_verbosity(before)

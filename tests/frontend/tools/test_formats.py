@@ -75,7 +75,7 @@ EXCERPTS = [  # of published templates
     ("tool_calls", "respond with <tool_calls></tool_calls> XML tags"),
     ("functionary", '<function=example_function_name>{{"example_name": "example_value"}}</function>'),
     ("olmo3", "respond with a pythonic function call wrapped in <function_calls></function_calls> XML tags."),
-    ("llama", 'make calls in a single JSON array: \n\n[{"name": "tool_call_name", "arguments": {"arg1": "value1"}}]'),
+    ("xlam", 'make calls in a single JSON array: \n\n[{"name": "tool_call_name", "arguments": {"arg1": "value1"}}]'),
     ("lfm2", "List of tools: <|tool_list_start|>["),
     (None, """Action: [{"tool_name": "f", "parameters": {}}]"""),
 ]

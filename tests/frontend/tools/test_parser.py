@@ -131,11 +131,6 @@ CASES: dict[str, tuple[str, str, Told]] = {
         Told("", (*ONE, ("now", "{}"), ("now", "{}")), True),
     ),
     "llama, a type": ("llama", '{"type": "function", ' + call("weather", PARIS)[1:], Told("", ONE, True)),
-    "llama, a list": (
-        "llama",
-        f"[{call('weather', PARIS)}, {call('now', '{}')}]",
-        Told("", (*ONE, ("now", "{}")), True),
-    ),
     "llama, text after": ("llama", f"{call('weather', PARIS)}; and more", Told("; and more", ONE, True)),
     "llama, JSON that is no call": ("llama", '{"title": "now", "name": 1}', Told('{"title": "now", "name": 1}')),
     "llama, JSON in text": ("llama", f"I write {call('now', '{}')}", Told(f"I write {call('now', '{}')}")),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from ringlm.engine.request import MAX_LOGPROBS
+from ringlm.engine.request import MAX_LOGPROBS, StructuredOutputsParams
 from ringlm.frontend.answer import Choice, Logprob, Piece, ToolCallDelta
 from ringlm.frontend.server.errors import APIError
 from ringlm.frontend.server.schemas import Count, Name, Sampling, Usage
@@ -69,10 +69,20 @@ class Message(msgspec.Struct, kw_only=True):
     tool_call_id: Annotated[str, Meta(max_length=256)] | None = None
 
 
+class NamedSchema(msgspec.Struct, kw_only=True):
+    """A JSON schema; answers are held to it whether it is `strict` or not."""
+
+    schema: dict[str, Any] | None = None
+    name: Name | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
 class ResponseFormat(msgspec.Struct, kw_only=True):
-    """This version writes `text` only."""
+    """Text, any JSON object, or JSON of a schema."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: NamedSchema | None = None
 
 
 class ChatRequest(Sampling, kw_only=True):
@@ -102,16 +112,6 @@ class ChatRequest(Sampling, kw_only=True):
 
     def check(self) -> None:
         """Raises APIError for what this version cannot do, by the name of the field."""
-        if self.tool_choice == "required" or isinstance(self.tool_choice, dict):
-            raise APIError(
-                400, "tool_choice: to demand a call is not supported yet; use auto or none.", param="tool_choice"
-            )
-        if self.response_format is not None and self.response_format.type != "text":
-            raise APIError(
-                400,
-                f"response_format {self.response_format.type} is not supported yet; leave it out, or use text.",
-                param="response_format",
-            )
         taken = sorted((self.chat_template_kwargs or {}).keys() & _TAKEN)
         if taken:
             raise APIError(400, f"chat_template_kwargs may not set {', '.join(taken)}.", param="chat_template_kwargs")
@@ -119,6 +119,20 @@ class ChatRequest(Sampling, kw_only=True):
             raise APIError(400, "modalities other than text are not supported.", param="modalities")
         if self.top_logprobs is not None and not self.logprobs:
             raise APIError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
+
+    @property
+    def shape(self) -> StructuredOutputsParams | None:
+        """What the answer is to be like. Raises APIError where two fields say it, or one says half of it."""
+        asked, format = super().shape, self.response_format
+        if format is None or format.type == "text":
+            return asked
+        if asked is not None:
+            raise APIError(400, "response_format and another field say what the answer is to be like; send one.")
+        if format.type == "json_object":
+            return StructuredOutputsParams(json_object=True)
+        if format.json_schema is None:
+            raise APIError(400, "response_format json_schema needs json_schema: {schema}.", param="response_format")
+        return StructuredOutputsParams(json=format.json_schema.schema or {})
 
     @property
     def shown_logprobs(self) -> int | None:

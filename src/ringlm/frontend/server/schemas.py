@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from ringlm.engine.request import MAX_CHOICES, SamplingParams
+from ringlm.engine.request import MAX_CHOICES, SamplingParams, StructuredOutputsParams
 from ringlm.frontend.server.errors import APIError
 
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 31)]
@@ -45,10 +45,7 @@ class StreamOptions(msgspec.Struct, kw_only=True):
 class Sampling(msgspec.Struct, kw_only=True):
     """How to choose tokens and when to stop: OpenAI's fields, and those of vLLM's server with its names."""
 
-    refused: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("guided_choice", "guided_grammar", "guided_json", "guided_regex", "structured_outputs"),
-        "the shape of an answer cannot be prescribed yet",
-    ) | {
+    refused: ClassVar[dict[str, str]] = {
         "prompt_logprobs": "logprobs are those of answers only",
         "use_beam_search": "there is no beam search",
     }
@@ -87,6 +84,13 @@ class Sampling(msgspec.Struct, kw_only=True):
     bad_words: Annotated[
         Annotated[list[Text], Meta(max_length=256)] | None, Meta(description="Texts that must not be written.")
     ] = None
+    structured_outputs: Annotated[
+        StructuredOutputsParams | None, Meta(description="The shape of the answer, by one of these.")
+    ] = None
+    guided_json: Annotated[dict[str, Any] | str | None, Meta(description="As structured_outputs.json.")] = None
+    guided_regex: Annotated[str | None, Meta(description="As structured_outputs.regex.")] = None
+    guided_choice: Annotated[list[str] | None, Meta(description="As structured_outputs.choice.")] = None
+    guided_grammar: Annotated[str | None, Meta(description="As structured_outputs.grammar.")] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str | None, Meta(description="Ignored.")] = None
@@ -98,10 +102,26 @@ class Sampling(msgspec.Struct, kw_only=True):
             raise APIError(400, "stream_options are for streams; send stream: true.", param="stream_options")
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def shape(self) -> StructuredOutputsParams | None:
+        """What the answer is to be like, by whichever name it was asked for. Raises APIError where two say it."""
+        asked = {"structured_outputs": self.structured_outputs} | {
+            f"guided_{name}": StructuredOutputsParams(**{name: value})
+            for name in ("json", "regex", "choice", "grammar")
+            if (value := getattr(self, f"guided_{name}")) is not None
+        }
+        given = {name: shape for name, shape in asked.items() if shape is not None}
+        if len(given) > 1:
+            raise APIError(
+                400, f"{' and '.join(given)} both say what the answer is to be like; send one.", param=max(given)
+            )
+        return next(iter(given.values()), None)
+
     def params(self, context: int, **more: Any) -> SamplingParams:
         """These fields for an engine of `context` positions, with `more`. Raises RequestError."""
         fields = SamplingParams.__struct_fields__
         given = {name: getattr(self, name) for name in self.__struct_fields__ if name in fields}
+        given["structured_outputs"] = self.shape
         if isinstance(self.stop, str):
             given["stop"] = [self.stop]
         given = {"max_tokens": context} | {name: value for name, value in (given | more).items() if value is not None}

@@ -98,6 +98,7 @@ class Turn(NamedTuple):
             self.messages,
             params,
             tools=self.tools,
-            tool_choice="none" if asked.tool_choice == "none" else "auto",
+            tool_choice=asked.tool_choice or "auto",
+            parallel_tool_calls=asked.parallel_tool_calls is not False,
             **(asked.chat_template_kwargs or {}),
         )

@@ -10,12 +10,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ringlm.errors import ConfigError
+from ringlm.frontend.grammar import Lark
 from ringlm.frontend.tools.calls import openai_id
 from ringlm.frontend.tools.reader import Reader, Steps
 from ringlm.frontend.tools.told import Told
+
+Schemas: TypeAlias = Mapping[str, Mapping[str, Any]]  # of the arguments, by tool
 
 
 class Reasoning(NamedTuple):
@@ -34,6 +37,10 @@ class ToolFormat(NamedTuple):
     raises Broken where they end in something else. In `inner` are other words of the format, which may be special
     tokens. `frames` are around text and reasoning too, so that all answers of the model are read by it. `write` makes
     calls, which are names with arguments, as a model would. `reasoning` is for formats that say it themselves.
+
+    Calls are enforced by what follows `head`, which has the openings that are one after the other: `grammar` says it
+    of tools, and whether of several calls; None where that is not known. A `bare` answer with calls begins with
+    one of `first`. In formats with frames `thoughts` and `response` are written so.
     """
 
     read: Callable[[Reader, Told], Steps[None]]
@@ -44,6 +51,11 @@ class ToolFormat(NamedTuple):
     write: Callable[[Sequence[tuple[str, Mapping[str, Any]]]], str] | None = None
     reasoning: Reasoning | None = None
     new_id: Callable[[], str] = openai_id
+    head: str = ""
+    grammar: Callable[[Lark, Schemas, bool], str] | None = None
+    first: str = ""
+    thoughts: Reasoning | None = None
+    response: str = ""
 
 
 _FORMATS: Final[Mapping[str, str]] = {  # by module, what a template has; the first counts
@@ -71,7 +83,8 @@ _FORMATS: Final[Mapping[str, str]] = {  # by module, what a template has; the fi
     "qwen_coder": r"<function=.*<parameter=",
     "functionary": r"<function=",
     "hermes": r"<tool_call>",
-    "llama": r"<\|python_tag\|>|\"name\": .{1,80}\"parameters\": |\[\{\\?\"name\\?\": ",
+    "llama": r"<\|python_tag\|>|\"name\": .{1,80}\"parameters\": ",
+    "xlam": r"\[\{\\?\"name\\?\": ",
 }
 NAMES: Final = tuple(sorted(_FORMATS))
 _REASONING: Final[Mapping[str, Reasoning]] = {  # likewise

@@ -6,7 +6,8 @@ The prompt ends in what begins the first one.
 
 from __future__ import annotations
 
-from ringlm.frontend.tools.formats import ToolFormat
+from ringlm.frontend.grammar import Lark, literal
+from ringlm.frontend.tools.formats import Reasoning, Schemas, ToolFormat
 from ringlm.frontend.tools.reader import Broken, Reader, Steps
 from ringlm.frontend.tools.told import Told
 
@@ -36,6 +37,24 @@ def _read(reader: Reader, told: Told) -> Steps[None]:
     yield from reader.one_of(*_ENDS)
 
 
+def _grammar(lark: Lark, tools: Schemas, several: bool) -> str:
+    """One, since it ends the answer."""
+    calls = (
+        f"{literal(name)} {lark.words(' <|constrain|>json<|message|>')} "
+        f"{lark.json(schema, f'the parameters of tool {name!r}')}"
+        for name, schema in tools.items()
+    )
+    return lark.rule(" | ".join(calls))
+
+
 FORMAT = ToolFormat(
-    _read, openings=(*_BEGINS, _RECIPIENT), inner=(*_ENDS, "<|constrain|>", "<|message|>"), bare=True, frames=True
+    _read,
+    openings=(*_BEGINS, _RECIPIENT),
+    inner=(*_ENDS, "<|constrain|>", "<|message|>"),
+    bare=True,
+    frames=True,
+    head=f"<|channel|>commentary {_RECIPIENT}",
+    grammar=_grammar,
+    thoughts=Reasoning("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
+    response="<|channel|>final<|message|>",
 )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
+from ringlm.frontend.grammar import Lark, literal
 from ringlm.frontend.tools.calls import Calls
+from ringlm.frontend.tools.formats import Schemas
 from ringlm.frontend.tools.reader import Broken, Reader, Steps
 
 _KINDS = {
@@ -44,3 +48,18 @@ def read_call(reader: Reader, calls: Calls) -> Steps[None]:
             yield from reader.string()
         separator = yield from reader.expect(",", "}")
     calls.end()
+
+
+def json_call(lark: Lark, tools: Schemas, arguments: str = "arguments") -> str:
+    """One, as a grammar, with the name first; `arguments` is the key of the others."""
+    calls = []
+    for name, schema in tools.items():
+        before = literal(f'{{"name": {json.dumps(name)}, "{arguments}": ')
+        calls.append(f'{before} {lark.json(schema, f"the parameters of tool {name!r}")} "}}"')
+    return lark.rule(" | ".join(calls))
+
+
+def json_calls(lark: Lark, tools: Schemas, several: bool) -> str:
+    """What is between the brackets of a list of one, or `several`."""
+    call = json_call(lark, tools)
+    return f'{call} (", " {call})*' if several else call

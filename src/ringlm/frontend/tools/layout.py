@@ -22,9 +22,10 @@ from typing import Any
 import msgspec
 
 from ringlm.errors import ConfigError
+from ringlm.frontend.grammar import Lark, literal
 from ringlm.frontend.tools.calls import Calls
-from ringlm.frontend.tools.formats import Reasoning, ToolFormat
-from ringlm.frontend.tools.json_call import read_calls
+from ringlm.frontend.tools.formats import Reasoning, Schemas, ToolFormat
+from ringlm.frontend.tools.json_call import json_call, json_calls, read_calls
 from ringlm.frontend.tools.reader import Reader, Steps
 from ringlm.frontend.tools.tagged import Tags
 
@@ -46,7 +47,15 @@ def declared(layout: Layout) -> ToolFormat:
     found = _Layout(layout)
     marks = Reasoning(*_around(layout.reasoning, "reasoning")) if layout.reasoning else None
     return ToolFormat(
-        found.read, found.openings, found.words(), bare=not found.openings, write=found.write, reasoning=marks
+        found.read,
+        found.openings,
+        found.words(),
+        bare=not found.openings,
+        write=found.write,
+        reasoning=marks,
+        head=found.head,
+        grammar=found.grammar,
+        first=found.first,
     )
 
 
@@ -77,6 +86,10 @@ class _Layout:
         self.openings = (*_words(first), *_words(before))
         self._steps = [(place, _words(words)) for place, words in zip(places, after, strict=True)]
         self._last = _words(last)
+        # To the letter, as it is enforced:
+        self.head, self.first = (first + before).lstrip(), "[{" if places == ["{json}"] else ""
+        self._texts = list(zip(places, after, strict=True))
+        self._again, self._end = ("\n" if "\n" in first or not first else "") + before, last.rstrip()
         self.tags = _tags(layout.argument) if layout.argument else None
         if self.tags and not self._steps[-1][1]:
             raise ValueError("a call with tagged arguments must end in something")
@@ -112,6 +125,33 @@ class _Layout:
         for word in (*ends, *self._last):
             yield from reader.one_of(word)
 
+    def grammar(self, lark: Lark, tools: Schemas, several: bool) -> str:
+        """What follows the head."""
+        after, end = lark.words(self._texts[-1][1]), lark.words(self._end)
+        if self._listed:
+            return f'"[" {json_calls(lark, tools, several)} "]" {after} {end}'
+        call = f"{lark.rule(' | '.join(self._call_of(lark, *tool) for tool in tools.items()))} {after}"
+        return f"{call} ({lark.words(self._again)} {call})* {end}" if several else f"{call} {end}"
+
+    def _call_of(self, lark: Lark, name: str, schema: Mapping[str, Any]) -> str:
+        """A call of this tool, without what comes after the arguments."""
+        written = []
+        for index, (place, text) in enumerate(self._texts):
+            if place == "{name}":
+                written.append(literal(name))
+            elif place == "{id}":
+                written.append("/[0-9]{1,3}/")
+            elif place == "{json}":
+                written.append(json_call(lark, {name: schema}))
+            elif self.tags:
+                separator = "\n" if self._texts[index - 1][1].endswith("\n") else ""
+                written.append(self.tags.grammar(lark, schema, name, separator))
+            else:
+                written.append(lark.json(schema, f"the parameters of tool {name!r}"))
+            if index < len(self._texts) - 1:
+                written.append(lark.words(text))
+        return " ".join(written)
+
     def write(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         """Calls, which are names with arguments, as a model would write them."""
         written = [self._written(name, arguments, str(index)) for index, (name, arguments) in enumerate(calls)]
@@ -145,7 +185,8 @@ def _tags(pattern: str) -> Tags:
         raise ValueError(f"{pattern!r}: something must stand before {{key}}, between the two, and after {{value}}")
     after_name, *more = *_words(middle), *_words("".join(before_value))
     own_lines = middle.endswith("\n") and after.startswith("\n")
-    return Tags(before.strip(), after_name, tuple(more), after.strip(), kinds, own_lines)
+    exact = (before.lstrip(), middle, "".join(before_value), after.rstrip())
+    return Tags(before.strip(), after_name, tuple(more), after.strip(), kinds, own_lines, exact)
 
 
 def _around(pattern: str, *places: str) -> list[str]:

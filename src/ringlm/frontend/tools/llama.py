@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from ringlm.frontend.grammar import Lark
 from ringlm.frontend.tools.calls import Calls
-from ringlm.frontend.tools.formats import ToolFormat
-from ringlm.frontend.tools.json_call import read_calls
+from ringlm.frontend.tools.formats import Schemas, ToolFormat
+from ringlm.frontend.tools.json_call import json_call, read_call
 from ringlm.frontend.tools.reader import Reader, Steps
 
 
 def _read(reader: Reader, calls: Calls) -> Steps[None]:
     yield from reader.one_of("<|python_tag|>")
-    yield from read_calls(reader, calls)
-    while (yield from reader.one_of(";")):
-        yield from read_calls(reader, calls)
+    yield from read_call(reader, calls)
+    while (yield from reader.one_of(";")) or (yield from reader.comes("{")):
+        yield from read_call(reader, calls)
 
 
-FORMAT = ToolFormat(_read, openings=("<|python_tag|>",), bare=True)
+def _grammar(lark: Lark, tools: Schemas, several: bool) -> str:
+    call = json_call(lark, tools, "parameters")
+    return f'{call} ("; " {call})*' if several else call
+
+
+FORMAT = ToolFormat(_read, openings=("<|python_tag|>",), bare=True, grammar=_grammar, first="{")

@@ -8,9 +8,10 @@ from __future__ import annotations
 import secrets
 import string
 
+from ringlm.frontend.grammar import Lark, literal
 from ringlm.frontend.tools.calls import Calls
-from ringlm.frontend.tools.formats import ToolFormat
-from ringlm.frontend.tools.json_call import read_calls
+from ringlm.frontend.tools.formats import Schemas, ToolFormat
+from ringlm.frontend.tools.json_call import json_calls, read_calls
 from ringlm.frontend.tools.reader import Reader, Steps
 
 
@@ -32,4 +33,23 @@ def _new_id() -> str:
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
 
 
-FORMAT = ToolFormat(_read, openings=("[TOOL_CALLS]",), inner=("[CALL_ID]", "[ARGS]"), new_id=_new_id)
+def _grammar(lark: Lark, tools: Schemas, several: bool) -> str:
+    """In the newer way where the model has a token for it."""
+    if not lark.is_special("[ARGS]"):
+        return f'"[" {json_calls(lark, tools, several)} "]"'
+    calls = (
+        f"{literal(name)} {lark.words('[ARGS]')} {lark.json(schema, f'the parameters of tool {name!r}')}"
+        for name, schema in tools.items()
+    )
+    call = lark.rule(" | ".join(calls))
+    return f"{call} ({lark.words('[TOOL_CALLS]')} {call})*" if several else call
+
+
+FORMAT = ToolFormat(
+    _read,
+    openings=("[TOOL_CALLS]",),
+    inner=("[CALL_ID]", "[ARGS]"),
+    new_id=_new_id,
+    head="[TOOL_CALLS]",
+    grammar=_grammar,
+)

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import ast
 import json
+import keyword
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ringlm.errors import RequestError
+from ringlm.frontend.grammar import Lark, literal
+from ringlm.frontend.tools.arguments import arguments, separated
 from ringlm.frontend.tools.calls import Calls
-from ringlm.frontend.tools.formats import ToolFormat
+from ringlm.frontend.tools.formats import Schemas, ToolFormat
 from ringlm.frontend.tools.reader import Broken, Reader, Steps
 
 _JSON_NAMES = {"true": True, "false": False, "null": None}  # which models mix up with Python's
@@ -36,7 +40,13 @@ def between(opening: str, closing: str = "") -> ToolFormat:
         )
         return f"{opening if closing else ''}[{', '.join(written)}]{closing}"
 
-    return ToolFormat(read, (opening,), inner=(closing,) if closing else (), bare=not closing, write=write)
+    def grammar(lark: Lark, tools: Schemas, several: bool) -> str:
+        call = call_grammar(lark, tools)
+        more = f'(", " {call})*' if several else ""
+        return f'"[" {call} {more} "]" {lark.words(closing)}'
+
+    inner, head = ((closing,), opening) if closing else ((), "")
+    return ToolFormat(read, (opening,), inner, not closing, write=write, head=head, grammar=grammar, first="[")
 
 
 def read_call(reader: Reader, calls: Calls, end: str = "") -> Steps[None]:
@@ -54,15 +64,34 @@ def read_call(reader: Reader, calls: Calls, end: str = "") -> Steps[None]:
     calls.end()
 
 
+def call_grammar(lark: Lark, tools: Schemas) -> str:
+    """One call, as a grammar."""
+    calls = (f'{literal(f"{name}(")} {_keywords(lark, schema, name)} ")"' for name, schema in tools.items())
+    return lark.rule(" | ".join(calls))
+
+
+def _keywords(lark: Lark, schema: Mapping[str, Any], tool: str) -> str:
+    """Arguments in their order; values as JSON, which is read."""
+    written = []
+    for argument in arguments(schema, tool):
+        if not argument.name.isidentifier() or keyword.iskeyword(argument.name):
+            raise RequestError(
+                f"the parameters of tool '{tool}': {argument.name!r} is no name in Python, but this model writes it so."
+            )
+        value = lark.json(argument.schema, f"argument '{argument.name}' of tool '{tool}'")
+        written.append((f"{literal(f'{argument.name}=')} {value}", argument.required))
+    return separated(lark, written, ", ")
+
+
 def _as_json(arguments: str) -> str:
     """Of `(a=1, b="x")`. Raises Broken for anything but keywords and literals."""
     try:
         call = ast.parse(f"_{arguments.lstrip()}", mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise Broken from None
-    if not isinstance(call, ast.Call) or call.args or not all(keyword.arg for keyword in call.keywords):
+    if not isinstance(call, ast.Call) or call.args or not all(each.arg for each in call.keywords):
         raise Broken
-    values = {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
+    values = {str(each.arg): _value(each.value) for each in call.keywords}
     return json.dumps(values, ensure_ascii=False)
 
 

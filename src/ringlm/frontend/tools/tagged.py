@@ -9,6 +9,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ringlm.errors import RequestError
+from ringlm.frontend.grammar import Lark, literal
+from ringlm.frontend.tools.arguments import ANNOTATIONS, Argument, arguments
 from ringlm.frontend.tools.calls import Calls
 from ringlm.frontend.tools.reader import Broken, Reader, Steps, decoded
 
@@ -19,7 +22,7 @@ class Tags(NamedTuple):
     """What is before the name of an argument, right after it, before its value, and after that.
 
     With `kinds` it is said before the value whether that is text: true or false. With `own_lines` a line break next to
-    the value is not the value's.
+    the value is not the value's. In `exact` are the first four, white space included.
     """
 
     before: str
@@ -28,6 +31,7 @@ class Tags(NamedTuple):
     after: str
     kinds: bool = False
     own_lines: bool = False
+    exact: tuple[str, str, str, str] = ("", "", "", "")
 
     def words(self) -> tuple[str, ...]:
         return (self.before, self.after_name, *self.before_value, self.after)
@@ -47,6 +51,37 @@ class Tags(NamedTuple):
             yield from self._read_value(reader, calls, is_text)
             separator = ", "
         calls.arguments("{}" if separator == "{" else "}")
+
+    def grammar(self, lark: Lark, schema: Mapping[str, Any], tool: str, separator: str) -> str:
+        """All arguments of a call in their order, the optional ones or not, as they are read."""
+        written: list[str] = []
+        for argument in arguments(schema, tool):
+            is_text, value = self._value_grammar(lark, argument, f"argument '{argument.name}' of tool '{tool}'")
+            before, middle, before_value, _ = self.exact
+            start = lark.words(before) + " " + literal(argument.name) + " " + lark.words(middle)
+            if self.kinds:
+                start += f' "{"true" if is_text else "false"}" {lark.words(before_value)}'
+            whole = f"{'' if not written else literal(separator)} {start} {value}"
+            written.append(whole if argument.required else f"({whole})?")
+        return " ".join(written)
+
+    def _value_grammar(self, lark: Lark, argument: Argument, what: str) -> tuple[bool, str]:
+        """Whether a value is text, and what it is, with what comes after it."""
+        schema, end = argument.schema, lark.words(self.exact[3])
+        allowed = schema.get("enum", [schema["const"]] if "const" in schema else None)
+        odd = schema.keys() - {"type", "enum", "const", "$defs", "definitions"} - ANNOTATIONS
+        texts = [each for each in allowed or () if isinstance(each, str)]
+        if not _is_text(schema) or (self.kinds and (odd or (allowed and not texts))):
+            return False, f"{lark.json(schema, what)} {end}"
+        if odd:
+            raise RequestError(
+                f"{what}: {min(odd)!r} cannot be enforced in this model's format, where text is no JSON."
+            )
+        if allowed is None:
+            return True, lark.until(self.after)
+        if not texts:
+            raise RequestError(f"{what}: what is no text needs its 'type' in this model's format.")
+        return True, f"({' | '.join(map(literal, texts))}) {end}"
 
     def _read_value(self, reader: Reader, calls: Calls, is_text: bool) -> Steps[None]:
         if is_text:

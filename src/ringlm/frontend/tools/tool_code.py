@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ringlm.frontend.grammar import Lark
 from ringlm.frontend.tools.calls import Calls
-from ringlm.frontend.tools.formats import ToolFormat
-from ringlm.frontend.tools.pythonic import read_call
+from ringlm.frontend.tools.formats import Schemas, ToolFormat
+from ringlm.frontend.tools.pythonic import call_grammar, read_call
 from ringlm.frontend.tools.reader import Reader, Steps
 
 
@@ -20,7 +21,13 @@ def lines(opening: str, closing: str) -> ToolFormat:
             yield from read_call(reader, calls, ")" if printed else "")
             ended = (yield from reader.one_of(closing)) or (yield from reader.over())
 
-    return ToolFormat(read, (opening,), (closing,))
+    def grammar(lark: Lark, tools: Schemas, several: bool) -> str:
+        call = call_grammar(lark, tools)
+        more = f'("\\n" {call})*' if several else ""
+        return f"{call} {more} {lark.words(end)}"
+
+    end = f"\n{closing}"
+    return ToolFormat(read, (opening,), (closing,), head=f"{opening}\n", grammar=grammar)
 
 
 FORMAT = lines("```tool_code", "```")
