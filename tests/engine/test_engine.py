@@ -238,7 +238,7 @@ def test_an_engine_that_is_paused_goes_on_with_the_same_tokens(steps: int) -> No
         assert last.finish_reason is StopReason.CANCELED
         runner = Runner(last_runner.model, FakeCache(last_runner.cache.blocks), engine.comm)
         engine.resume(runner, engine.comm, epoch=5)
-        assert decode(encode(engine.scheduler.stop())).epoch == 5
+        assert decode(encode(engine.scheduler.stop(again=False))).epoch == 5
         for id, deltas in world.run().items():
             news[id] += deltas
         assert engine.figures.steps > done

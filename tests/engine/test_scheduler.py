@@ -145,7 +145,7 @@ def test_messages_are_numbered_and_the_same_calls_give_the_same_messages() -> No
             work = next_work(scheduler)
             scheduler.commit(work, [Chosen(id)] * len(work.sampled))
             made.append(work.message)
-        return [*made, scheduler.stop()]
+        return [*made, scheduler.stop(again=False)]
 
     first = messages()
     assert [message.step for message in first] == [0, 1, 2, 3, 4]
