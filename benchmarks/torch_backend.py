@@ -3,8 +3,8 @@
     python benchmarks/torch_backend.py [--only all_reduce,train,generate] [--rounds 15] [--json]
 
 All-reduces at 2 and at 4 ranks, DistributedDataParallel of a small net and transformers' tensor-parallel generation of
-a random Llama at 2. In each process both backends have a group of the same ranks, and take turns of some calls each;
-only generation has processes of its own for each backend, which take turns. Figures are rank 0's.
+a random Llama at 2. In each process both backends have a group of the same ranks, and take turns of some calls each.
+Figures are rank 0's.
 """
 
 from __future__ import annotations
@@ -87,29 +87,35 @@ def row(what: str, backend: str, times: list[float], nbytes: int) -> dict[str, A
     }
 
 
-def generate(folder: str, backend: str, rounds: int) -> list[dict[str, Any]]:
-    """Microseconds a token, of 24 greedy ones after 8."""
+def generation(groups: dict[str, Any], rounds: int, folder: str) -> list[dict[str, Any]]:
+    """Microseconds a token, of 16 greedy ones after 8."""
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import AutoModelForCausalLM
 
-    dist.init_process_group(backend)
-    model = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", dtype=torch.float32)
-    prompt, times = torch.arange(8)[None], []
-    for turn in range(rounds + 1):
-        started = time.perf_counter()
-        model.generate(prompt, max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=0)
-        if turn:
-            times.append(1e6 * (time.perf_counter() - started) / 24)
-    return [row("generate", backend, times, 0)]
+    if dist.get_rank() == 0:
+        save_model(folder)
+    dist.barrier()
+    prompt, tokens = torch.arange(8)[None], 16
+
+    def of(group: Any) -> Callable[[], object]:
+        mesh = DeviceMesh.from_group(group, "cpu", mesh_dim_names=("tp",))
+        model = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", device_mesh=mesh, dtype=torch.float32)
+        return partial(
+            model.generate, prompt, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
+        )
+
+    times = in_turns({name: of(group) for name, group in groups.items()}, 1, rounds)
+    return [row("generate", name, [one / tokens for one in found], 0) for name, found in times.items()]
 
 
 def save_model(folder: str) -> None:
-    """A random Llama of 1B's layers, half as wide: 12 layers, 2 sums each."""
+    """A random Llama: 8 layers of 512, with two sums in each."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         hidden_size=512,
         intermediate_size=1536,
-        num_hidden_layers=12,
+        num_hidden_layers=8,
         num_attention_heads=8,
         num_key_value_heads=4,
         vocab_size=4096,
@@ -117,42 +123,35 @@ def save_model(folder: str) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def rank(arguments: list[str]) -> None:
+def rank(what: str, rounds: int, folder: str) -> None:
     """A rank's process: what it is to measure, and its rows as JSON on rank 0's stdout."""
-    what, rounds, folder, backend = arguments[0], int(arguments[1]), arguments[2], arguments[3]
     torch.set_num_threads(1)
+    dist.init_process_group("ring")
+    groups = {"ring": dist.group.WORLD, "gloo": dist.new_group(backend="gloo")}
     if what == "generate":
-        rows = generate(folder, backend, rounds)
+        rows = generation(groups, rounds, folder)
     else:
-        dist.init_process_group("ring")
-        groups = {"ring": dist.group.WORLD, "gloo": dist.new_group(backend="gloo")}
         rows = (training if what == "train" else all_reduces)(groups, rounds)
     if dist.get_rank() == 0:
         print(json.dumps(rows), flush=True)
     dist.destroy_process_group()
 
 
-def launch(what: str, world_size: int, rounds: int, folder: str = "-", backend: str = "-") -> list[dict[str, Any]]:
+def launch(what: str, world_size: int, rounds: int) -> list[dict[str, Any]]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
-    command = [*launcher, __file__, "--rank", what, str(rounds), folder, backend]
-    environ = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, timeout=900, check=True)
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*launcher, __file__, "--rank", what, str(rounds), folder]
+        done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, timeout=900, check=True)
     return list(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def measure(only: list[str], rounds: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    if "all_reduce" in only:
-        rows += launch("all_reduce", 2, rounds) + launch("all_reduce", 4, max(2, rounds // 3))
-    if "train" in only:
-        rows += launch("train", 2, rounds)
-    if "generate" in only:
-        with tempfile.TemporaryDirectory() as folder:
-            save_model(folder)
-            turns = [launch("generate", 2, 3, folder, backend)[0] for _ in range(3) for backend in BACKENDS]
-        for backend in BACKENDS:
-            found = sorted((turn for turn in turns if turn["backend"] == backend), key=lambda turn: turn["us_p50"])
-            rows.append(found[len(found) // 2])
+    for what in only:
+        rows += launch(what, 2, rounds)
+        if what == "all_reduce":
+            rows += launch(what, 4, max(2, rounds // 3))
     return rows
 
 
@@ -170,7 +169,7 @@ def report(rows: list[dict[str, Any]]) -> Table:
 
 def main() -> None:
     if sys.argv[1:2] == ["--rank"]:
-        rank(sys.argv[2:])
+        rank(sys.argv[2], int(sys.argv[3]), sys.argv[4])
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default="all_reduce,train,generate")

@@ -132,7 +132,7 @@ def test_groups_that_follow_each_other(tmp_path: Path) -> None:
     with Ranks(N, tmp_path / "store", gloo=False) as ranks:
         found = ranks.call(starts_again, str(tmp_path / "next"))
         assert [outcome[:4] for outcome in found] == [[3.0, "cpu:ring,cuda:gloo"] * 2] * N
-        assert "has left the ring in order" in found[1][4]
+        assert "has left the ring in order. In this group of ranks [1, 2] rank 1 is rank 2 of all." in found[1][4]
 
 
 def test_torch_finds_the_backend_and_loads_nothing_for_it() -> None:

@@ -13,9 +13,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
-from ringlm.ring.devices import streams_of_caller
+from ringlm.ring.devices import follow, mark_streams, streams_of_caller
 
 _GRACE_S = 1e-4  # who submits one often waits for it at once, and then makes it without handing over
 
@@ -29,6 +29,7 @@ class Handle(Generic[_T]):
         """`help` may bring it to its end on the thread of who waits for it."""
         self._help = help
         self._streams = streams_of_caller()
+        self._marks: list[Any] = []  # on those, where the result's copies are under way
         self._changed = threading.Condition()
         self._done = False
         self._result: _T | None = None
@@ -44,7 +45,7 @@ class Handle(Generic[_T]):
         return self._error
 
     def wait(self, timeout_s: float | None = None) -> _T:
-        """What came of it, once it is done; raises what it raised.
+        """What came of it, once it is done, for this thread's current streams; raises what it raised.
 
         Raises TimeoutError if that takes longer than `timeout_s`, and it goes on.
         """
@@ -56,6 +57,7 @@ class Handle(Generic[_T]):
                     raise TimeoutError(f"the collective is not done after {timeout_s:g} s.")
         if self._error is not None:
             raise self._error
+        follow(self._marks)
         return self._result  # type: ignore[return-value]
 
     def then(self, callback: Callable[[], None]) -> None:
@@ -71,15 +73,16 @@ class Handle(Generic[_T]):
         with contextlib.ExitStack() as stack:
             for stream in self._streams:
                 stack.enter_context(stream)
-            result, error = None, None
+            result, error, marks = None, None, []
             try:
                 result = work()
+                marks = mark_streams()
             except BaseException as met:  # noqa: BLE001  it is raised where it is waited for
                 error = met
             with self._changed:
                 if self._done:
                     return
-                self._result, self._error, self._done = result, error, True
+                self._result, self._error, self._marks, self._done = result, error, marks, True
                 callbacks, self._callbacks = self._callbacks, []
                 self._changed.notify_all()
             for callback in callbacks:

@@ -389,8 +389,8 @@ class Collectives:
         self, tensor: torch.Tensor, source: int | None, tag: int, arrived: Callable[[], None]
     ) -> tuple[bytes, Wanted]:
         """A receive into `tensor`, or into host memory for it, and its call."""
-        if source is not None:
-            self._check_peer(source)
+        if source is not None or not self._others:
+            self._check_peer(self.rank if source is None else source)
         (flat,) = self._staging.take([tensor], read=False)
         calls = {peer: self._letter(flat, peer, tag) for peer in (self._others if source is None else (source,))}
         return next(iter(calls.values())), Wanted(calls, flat, arrived)

@@ -74,6 +74,19 @@ class Staging:
             torch.mps.synchronize()
 
 
+def mark_streams() -> list[torch.cuda.Event]:
+    """What is on this thread's current streams now, for `follow`."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return []
+    return [torch.cuda.current_stream(index).record_event() for index in range(torch.cuda.device_count())]
+
+
+def follow(marks: Sequence[torch.cuda.Event]) -> None:
+    """What comes on this thread's current streams waits for what was marked, which may be on others."""
+    for index, mark in enumerate(marks):
+        torch.cuda.current_stream(index).wait_event(mark)
+
+
 def streams_of_caller() -> list[AbstractContextManager[object]]:
     """What makes another thread's work part of this thread's current streams: enter these there."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -234,36 +234,35 @@ class RingProcessGroup(_Base):  # type: ignore[misc]
         """Make a collective of the ring that fills `tensors`, now or in the background."""
         ring = self._ring
         limit = options.timeout.total_seconds() if options is not None else 0.0
+        if limit > 0:
+            call, arguments = self._within, (limit, call, *arguments)
         if options is None or options.asyncOp:
-            ring.check()
-            if limit > 0 or self._ranks:
-                return RingWork(tensors, ring.submit(self._now, limit, call, *arguments))
-            return RingWork(tensors, ring.submit(call, *arguments))
-        with ring.turn:
-            if limit > 0 or self._ranks:
-                self._now(limit, call, *arguments)
-            else:
-                call(*arguments)
+            with self._named():
+                return RingWork(tensors, ring.submit(call, *arguments), named=self._named)
+        with self._named(), ring.turn:
+            call(*arguments)
         return RingWork(tensors)
 
-    def _now(self, limit_s: float, call: Callable[..., Any], *arguments: Any) -> None:
-        """Make `call` within `limit_s` (0: the group's timeout), whose errors name ranks as all know them."""
-        usual, self._ring.timeout_s = self._ring.timeout_s, limit_s if limit_s > 0 else self._ring.timeout_s
+    def _within(self, limit_s: float, call: Callable[..., Any], *arguments: Any) -> None:
+        """Make `call` within `limit_s` in place of the group's timeout."""
+        usual, self._ring.timeout_s = self._ring.timeout_s, limit_s
         try:
-            with self._named():
-                call(*arguments)
+            call(*arguments)
         finally:
             self._ring.timeout_s = usual
 
+    def _named(self) -> contextlib.AbstractContextManager[None]:
+        """A context whose errors number ranks as all know them."""
+        return self._renamed() if self._ranks else contextlib.nullcontext()
+
     @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Errors of a part of all ranks number them as the whole does, too."""
+    def _renamed(self) -> Iterator[None]:
         try:
             yield
         except PeerError as error:
-            if not self._ranks or self._ranks[error.rank] == error.rank:
-                raise
             rank = self._ranks[error.rank]
+            if rank == error.rank:
+                raise
             raise type(error)(
                 f"{error} In this group of ranks {list(self._ranks)} rank {error.rank} is rank {rank} of all.", rank
             ) from error
@@ -284,7 +283,7 @@ class RingProcessGroup(_Base):  # type: ignore[misc]
     def _receive(self, tensors: Tensors, source: int | None, tag: int) -> Work:
         handle = self._ring.expect(bare(tensors[0]), source, tag)
         what = f"rank {source}" if source is not None else "any rank"
-        return RingWork(tensors, handle, self._ring.timeout_s, partial(self._late, what, source, tag))
+        return RingWork(tensors, handle, self._ring.timeout_s, partial(self._late, what, source, tag), self._named)
 
     def _late(self, what: str, source: int | None, tag: int) -> Exception:
         """Nothing has come from `what` in time: end the group."""
@@ -302,7 +301,8 @@ class RingProcessGroup(_Base):  # type: ignore[misc]
         if ring.rank != 0:
             self.send([torch.zeros(1)], 0, _BARRIER_TAG).wait()
             back = ring.expect(torch.zeros(1), 0, _BARRIER_TAG)
-            RingWork([], back, limit_s + 1.0, partial(self._late, "rank 0", 0, _BARRIER_TAG)).wait()
+            late = partial(self._late, "rank 0", 0, _BARRIER_TAG)
+            RingWork([], back, limit_s + 1.0, late, self._named).wait()
             return
         deadline = datetime.datetime.now() + datetime.timedelta(seconds=limit_s)
         here = {peer: ring.expect(torch.zeros(1), peer, _BARRIER_TAG) for peer in range(1, ring.world_size)}

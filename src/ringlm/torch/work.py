@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ class RingWork(Work):
     """An operation on `tensors`, which `handle` is about; None: it is done.
 
     `late` makes the error of a wait with no limit of its own that took longer than `timeout_s`, and ends the group.
+    Errors pass through the context `named`.
     """
 
     def __init__(
@@ -25,18 +27,22 @@ class RingWork(Work):
         handle: Handle[Any] | None = None,
         timeout_s: float | None = None,
         late: Callable[[], Exception] | None = None,
+        named: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         super().__init__()
         self._tensors = tensors
         self._handle = handle
         self._timeout_s = timeout_s
         self._late = late
+        self._named = named
         self._future: Future[list[torch.Tensor]] | None = None
 
     def wait(self, timeout: datetime.timedelta | None = None) -> bool:
         """Until it is done; raises what it met, or TimeoutError, and it goes on, after `timeout` (0: none)."""
-        if self._handle is not None:
-            limit = timeout.total_seconds() if timeout else 0.0
+        if self._handle is None:
+            return True
+        limit = timeout.total_seconds() if timeout else 0.0
+        with self._named():
             try:
                 self._handle.wait(limit if limit > 0 else self._timeout_s)
             except TimeoutError:
@@ -67,8 +73,9 @@ class RingWork(Work):
 
     def source_rank(self) -> int:
         """Whose letter a receive has brought, by its rank in the group. Waits."""
+        self.wait()
         assert self._handle is not None
-        return int(self._handle.wait(self._timeout_s))
+        return int(self._handle.wait())
 
     _source_rank = source_rank
 
