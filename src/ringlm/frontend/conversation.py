@@ -36,16 +36,12 @@ def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
 def variants(messages: Sequence[dict[str, Any]], write: Write | None) -> Iterator[list[dict[str, Any]]]:
     """What `for_template` made, as templates may want it, the likeliest first: earlier calls with arguments that are
     objects, or with JSON; all together, or each in a message of its own; with the thoughts before them, or without, as
-    GPT-OSS's does where there is text; as a part of the text by `write`, where the template knows no calls."""
-    if not any("tool_calls" in message for message in messages):
-        yield list(messages)
-        return
-    for thoughtful in (list(messages), [_without_thoughts(message) for message in messages]):
-        for apart in (thoughtful, one_call_each(thoughtful)):
-            yield apart
-            yield [_with_json(message) for message in apart]
-    if write is not None:
-        yield [_with_text(message, write) for message in messages]
+    GPT-OSS's does where there is text; as a part of the text by `write`, where the template knows no calls. Then all of
+    them with roles that alternate."""
+    yield from _with_calls(messages, write)
+    alternate = _alternating(messages)
+    if alternate != messages:
+        yield from _with_calls(alternate, write)
 
 
 def shows_objects(messages: Sequence[dict[str, Any]], text: str) -> bool:
@@ -86,21 +82,6 @@ def one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return apart
 
 
-def alternating(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same with one system message, at the beginning, and one of the user's at a time: some templates take no
-    others, and agents send them."""
-    taken: list[dict[str, Any]] = []
-    for message in messages:
-        before = taken[-1] if taken else {}
-        if message.get("role") == "system" and before.get("role", "system") != "system":
-            message = {**message, "role": "user"}
-        if message.get("role") in ("system", "user") and message.get("role") == before.get("role"):
-            taken[-1] = {**before, "content": f"{before['content']}\n\n{message['content']}"}
-        else:
-            taken.append(message)
-    return taken
-
-
 def with_tools_inside(messages: Sequence[dict[str, Any]], tools: Sequence[Tool]) -> list[dict[str, Any]]:
     """The same with the tools as JSON in the system message, where Phi-4-mini's template looks for them."""
     given = list(messages)
@@ -135,6 +116,33 @@ def _for_template(message: Message, where: str) -> dict[str, Any]:
     if calls:
         plain["tool_calls"] = [_with_object(call, where) for call in calls]
     return plain
+
+
+def _with_calls(messages: Sequence[dict[str, Any]], write: Write | None) -> Iterator[list[dict[str, Any]]]:
+    if not any("tool_calls" in message for message in messages):
+        yield list(messages)
+        return
+    for thoughtful in (list(messages), [_without_thoughts(message) for message in messages]):
+        for apart in (thoughtful, one_call_each(thoughtful)):
+            yield apart
+            yield [_with_json(message) for message in apart]
+    if write is not None:
+        yield [_with_text(message, write) for message in messages]
+
+
+def _alternating(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with one system message, at the beginning, and one of the user's at a time: some templates take no
+    others, and agents send them."""
+    taken: list[dict[str, Any]] = []
+    for message in messages:
+        before = taken[-1] if taken else {}
+        if message.get("role") == "system" and before.get("role", "system") != "system":
+            message = {**message, "role": "user"}
+        if message.get("role") in ("system", "user") and message.get("role") == before.get("role"):
+            taken[-1] = {**before, "content": f"{before['content']}\n\n{message['content']}"}
+        else:
+            taken.append(message)
+    return taken
 
 
 def _without_thoughts(message: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from ringlm.frontend import folder_tokenizer, gguf_tokenizer
 from ringlm.frontend.conversation import (
     Message,
     Tool,
-    alternating,
     for_template,
     schemas,
     shows_objects,
@@ -123,14 +122,7 @@ class Tokenizer:
         """
         self.check_chat_template()
         offered = schemas(tools)
-        told = for_template(messages)
-        try:
-            plain, text = self._fitting(told, tools, variables)
-        except RequestError:
-            alternate = alternating(told)
-            if alternate == told:
-                raise
-            plain, text = self._fitting(alternate, tools, variables)
+        plain, text = self._fitting(for_template(messages), tools, variables)
         if offered and text == self._rendered(plain, (), variables):
             inside = with_tools_inside(plain, tools)
             with contextlib.suppress(RequestError):  # of a system message
