@@ -69,12 +69,10 @@ def doctor(options: DoctorOptions) -> None:
     try:
         model = None if options.model is None else open_model(resolve(options.model, options.format).path)
         with _listening(part.ring) as listener:
-            console.notice("examining this machine, which takes some seconds.")
-            examined = examine(options.device, options.threads)
             if part.rank0 is not None:
-                _be_examined(part.rank0, part.ring, examined, listener)
+                _be_examined(part.rank0, part.ring, _examine_here(options), listener)
                 return
-            capabilities = _examine(part, examined, listener, report)
+            capabilities = _examine(part, options, listener, report)
         if not options.json:
             show_machines(report)
             show_links(report)
@@ -162,6 +160,11 @@ def _holder(port: int) -> str | None:
     return None
 
 
+def _examine_here(options: DoctorOptions) -> Examined:
+    console.notice("examining this machine, which takes some seconds.")
+    return examine(options.device, options.threads)
+
+
 # -- the machines that are examined ------------------------------------------------------------
 
 
@@ -192,7 +195,7 @@ def _be_examined(rank0: Address, ring: RingConfig, examined: Examined, listener:
 # -- rank 0 ------------------------------------------------------------------------------------
 
 
-def _examine(part: _Part, examined: Examined, listener: Listener, report: Report) -> list[Capabilities]:
+def _examine(part: _Part, options: DoctorOptions, listener: Listener, report: Report) -> list[Capabilities]:
     """Report all machines and the links between them; what each can do. Ranks are as a ring would give them."""
     own = own_place(part.ring, listener.port, [])
     members: list[Member] = []
@@ -201,6 +204,8 @@ def _examine(part: _Part, examined: Examined, listener: Listener, report: Report
         why = "rank 0's doctor has ended."
         rendezvous = Rendezvous(listener, "", Offer("", part.others + 1, examines=True), _judge, lambda: None)
         try:
+            invite(part.ring, "doctor", part.others, console.notice)
+            examined = _examine_here(options)  # while the others come
             members = _gather(rendezvous, part)
             own = rendezvous.place(own)
             console.notice("measuring the links.")
@@ -208,6 +213,8 @@ def _examine(part: _Part, examined: Examined, listener: Listener, report: Report
             why = _FAREWELL
         finally:
             rendezvous.close(why)
+    else:
+        examined = _examine_here(options)
     best = ordered(members, own, pairs)
     came = [0, *(members.index(member) + 1 for member in best)]
     found = [examined.findings, *(member.findings for member in best if member.findings is not None)]
@@ -230,7 +237,6 @@ def _judge(member: Member) -> None:
 
 def _gather(rendezvous: Rendezvous, part: _Part) -> list[Member]:
     """The others, once all are here. Raises ConnectError."""
-    invite(part.ring, "doctor", part.others, console.notice)
     told = 0
 
     def choose(present: list[Member], waited_s: float) -> dict[int, Member] | None:
