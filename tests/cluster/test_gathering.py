@@ -21,8 +21,8 @@ from ringlm.cluster.spec import EngineSpec
 from ringlm.errors import ConfigError
 from ringlm.ring import RingConfig
 from ringlm.ring.address import Address
-from ringlm.ring.forming import open_listener
 from ringlm.ring.handshake import Place
+from ringlm.ring.listener import open_listener
 
 ENOUGH = 1 << 30
 HERE = RingConfig(interface="127.0.0.1")

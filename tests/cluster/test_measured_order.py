@@ -58,8 +58,8 @@ def test_who_has_a_slow_cable_to_rank_0_is_not_its_neighbour(hosts: Meshed, tiny
 
 
 def spoken(process: subprocess.Popen[str], what: str) -> str:
-    """The line of its output with that in it, within 30 s; else it is ended, and what it complained of shown."""
-    alarm = threading.Timer(30.0, process.kill)
+    """The line of its output with that in it, within a minute; else it is ended, and what it complained of shown."""
+    alarm = threading.Timer(60.0, process.kill)
     alarm.start()
     try:
         assert process.stdout is not None

@@ -23,7 +23,7 @@ from ringlm.frontend.cli import main
 from ringlm.frontend.secret import kept_at, secret_to_join, secret_to_lead
 from ringlm.ring import RingConfig
 from ringlm.ring.address import Address
-from ringlm.ring.forming import open_listener
+from ringlm.ring.listener import open_listener
 from tests.ring.helpers import free_ports
 
 
@@ -42,10 +42,10 @@ def specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[EngineSpec]:
 
 
 @contextlib.contextmanager
-def lobby(model: Path | str, secret: bytes = b"right") -> Iterator[str]:
-    """The address of a rank 0 that has all its ranks."""
+def lobby(model: Path | str, secret: bytes = b"right", examines: bool = False) -> Iterator[str]:
+    """The address of a rank 0 that has all its ranks, or examines machines."""
     listener = open_listener(RingConfig(secret=secret, interface="127.0.0.1"))
-    rendezvous = Rendezvous(listener, "", Offer(str(model), 2), lambda member: None, lambda: None)
+    rendezvous = Rendezvous(listener, "", Offer(str(model), 2, examines=examines), lambda member: None, lambda: None)
     try:
         yield f"127.0.0.1:{listener.port}"
     finally:

@@ -10,9 +10,8 @@ import torch
 
 from ringlm.errors import ConnectError
 from ringlm.ring import Ring, RingConfig, connect
-from ringlm.ring.forming import open_listener
 from ringlm.ring.handshake import RefusedError
-from ringlm.ring.listener import Listener
+from ringlm.ring.listener import Listener, open_listener
 from tests.ring.helpers import attempt, configs, each, together
 
 

@@ -12,9 +12,8 @@ from ringlm.errors import AuthenticationError, ConnectError
 from ringlm.ring import RingConfig
 from ringlm.ring import gauge as gauges
 from ringlm.ring.address import Address
-from ringlm.ring.forming import open_listener
 from ringlm.ring.gauge import Gauges, gauge
-from ringlm.ring.listener import Listener
+from ringlm.ring.listener import Listener, open_listener
 from ringlm.ring.seal import Connection
 from tests.ring.helpers import together
 

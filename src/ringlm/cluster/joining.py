@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from ringlm.cluster.agreement import Capabilities
+from ringlm.cluster.examination import Findings
 from ringlm.errors import ConfigError, ConnectError, PeerLostError, RingError
 from ringlm.ring.address import Address, interface_address
 from ringlm.ring.cards import Port, reached
@@ -33,20 +34,23 @@ _PAUSE_S = 0.1
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     """Rank 0's first word: the model as its user named it, how many ranks there are to be, and whether all are there,
-    so that who joins now is a spare."""
+    so that who joins now is a spare. Who only `examines` machines forms no ring, and has no model."""
 
     model: str
     world_size: int
     complete: bool = False
+    examines: bool = False
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True, tag="member"):
-    """Who joins: the rank and the epoch that it had last (-1 and 0 for none), where it listens, what it can do."""
+    """Who joins: the rank and the epoch that it had last (-1 and 0 for none), where it listens, what it can do; and
+    what was found of its machine, for who examines."""
 
     rank: int
     epoch: int
     place: Place
     capabilities: Capabilities
+    findings: Findings | None = None
 
 
 class Assignment(msgspec.Struct, frozen=True, array_like=True, tag="seat"):

@@ -68,7 +68,7 @@ class Loader:
         """What this rank can do, as rank 0 wants to know it."""
         self._memory = self._memory or device_memory(self.device)
         kinds = fast_dtypes(str(self.device), settings.quant)
-        return Capabilities(rank, str(self.device), kinds, settings, self._memory, _hardware(self.device))
+        return Capabilities(rank, str(self.device), kinds, settings, self._memory, hardware(self.device))
 
     def load(
         self,
@@ -201,7 +201,7 @@ def device_memory(device: torch.device) -> Memory:
     return Memory(str(torch.cuda.get_device_properties(device).uuid), torch.cuda.mem_get_info(device)[0])
 
 
-def _hardware(device: torch.device) -> str:
+def hardware(device: torch.device) -> str:
     """What computes, and by how many threads, which sums may be divided among."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads"

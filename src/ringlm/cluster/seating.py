@@ -22,10 +22,10 @@ from ringlm.cluster.settings import Settings
 from ringlm.errors import ConnectError, PeerError
 from ringlm.ring import Heartbeat, Ring, RingConfig, connect
 from ringlm.ring.address import network_id
-from ringlm.ring.forming import open_listener, own_place
+from ringlm.ring.cards import own_place
 from ringlm.ring.gauge import Gauges
 from ringlm.ring.handshake import Place, RefusedError
-from ringlm.ring.listener import Listener
+from ringlm.ring.listener import Listener, open_listener
 
 FORM_S: Final = 15.0  # for the ring of ranks that have all joined
 TRIES: Final = 3  # to form it; who has joined may be lost again
@@ -63,7 +63,6 @@ class Seating:
         spec = self.spec
         if not self._alone:
             self._listener = open_listener(self._config)
-            self._listener.gauges = self._gauges
             if self.leads and (spec.awaits or spec.rejoin_timeout_s > 0):
                 self._gathering = Gathering(self._listener, self.loader, self._tell, self._returned)
         return self
@@ -145,10 +144,14 @@ class Seating:
 
     def _again(self, lost: PeerError | None, timeout_s: float) -> Ring | None:
         """The ring of those who meet at rank 0's within `timeout_s`."""
+        assert self._listener is not None
         tries = 0
         while True:
             try:
-                return self._gathered(lost, timeout_s) if self.leads else self._joined(timeout_s)
+                self._listener.gauges = self._gauges  # not beside a ring that works
+                seat = self._gathered(lost, timeout_s) if self.leads else self._joined(timeout_s)
+                self._listener.gauges = None
+                return self._form(seat)
             except RefusedError:
                 raise
             except ConnectError as error:
@@ -160,8 +163,8 @@ class Seating:
 
     # -- a member's ----------------------------------------------------------------------------
 
-    def _joined(self, timeout_s: float) -> Ring:
-        """Join at rank 0's, and form the ring in which that gives this rank a place."""
+    def _joined(self, timeout_s: float) -> Seat:
+        """Join at rank 0's, which gives this rank a place in a ring."""
         wait_s = math.inf if self.spec.join is not None else timeout_s
         had = -1 if self.spec.join is not None and not self.epoch else self.rank
         seat = join(
@@ -174,7 +177,7 @@ class Seating:
             timeout_s=wait_s,
         )
         self.settings = Settings()  # rank 0 has seen what this rank was told
-        return self._form(seat)
+        return seat
 
     def _member(self, rank: int, epoch: int, link: socket.socket) -> Member:
         return Member(rank, epoch, self._own_place(link), self.loader.capabilities(rank, self.spec.settings))
@@ -183,11 +186,13 @@ class Seating:
         assert self._listener is not None
         return own_place(self._config, self._listener.port, links)
 
-    def _form(self, seat: Seat) -> Ring:
+    def _form(self, seat: Seat) -> Ring | None:
+        self.rank, self.world_size, self.epoch = seat.rank, seat.world_size, seat.epoch
+        if seat.world_size == 1:
+            return None
         config = self._config.replace(
             rank=seat.rank, world_size=seat.world_size, right=seat.right[0], connect_timeout_s=FORM_S
         )
-        self.rank, self.world_size, self.epoch = seat.rank, seat.world_size, seat.epoch
         return connect(
             config,
             fingerprint=self.loader.files.identity,
@@ -199,15 +204,12 @@ class Seating:
 
     # -- rank 0's ------------------------------------------------------------------------------
 
-    def _gathered(self, lost: PeerError | None, timeout_s: float) -> Ring | None:
-        """Form the next ring with those who are gathered."""
+    def _gathered(self, lost: PeerError | None, timeout_s: float) -> Seat:
+        """Gather the members of the next ring and give them their places."""
         assert self._gathering is not None
         seat = self._gathering.gather(lost, self._own_place, timeout_s)
         self.settings = self._gathering.settings()
-        if seat.world_size == 1:
-            self.rank, self.world_size, self.epoch = seat.rank, seat.world_size, seat.epoch
-            return None
-        return self._form(seat)
+        return seat
 
     def _returned(self) -> None:
         """A rank of an earlier ring is here: the first one of this process will not form."""

@@ -5,6 +5,7 @@ What stands in the way is said before an engine is started.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import NoReturn, cast
 
 from ringlm.cluster.client import serve_rank
-from ringlm.cluster.joining import Offer, call
-from ringlm.errors import ConnectError, ModelError
+from ringlm.cluster.joining import Line, Offer, call
+from ringlm.errors import ConfigError, ConnectError, ModelError
 from ringlm.frontend import console
 from ringlm.frontend.model import resolve
 from ringlm.frontend.secret import secret_to_join
@@ -51,7 +52,10 @@ def join(options: JoinOptions) -> NoReturn:
         interface=options.interface or os.environ.get("RING_INTERFACE"),
         seal=cast("Mode | None", options.seal or os.environ.get("RING_SEAL")),  # which it checks
     )
-    offer = _ask(rank0, ring)
+    with contextlib.closing(dial_rank0(rank0, ring)) as line:
+        offer = hear_offer(line, rank0)
+    if offer.examines:
+        raise ConfigError(f"at {rank0} machines are examined, and no ring is formed; type here: ringlm doctor {rank0}")
     name = options.model or offer.model
     try:
         model = resolve(name)
@@ -69,22 +73,24 @@ def join(options: JoinOptions) -> NoReturn:
     serve_rank(spec)
 
 
-def _ask(rank0: Address, ring: RingConfig) -> Offer:
-    """What ring it is. Raises ConnectError, which says what is in the way, and AuthenticationError."""
-    deadline = time.monotonic() + _ASK_S
+def dial_rank0(rank0: Address, ring: RingConfig) -> Line:
+    """A line to it, which may start within two minutes. Raises ConnectError, which says what is in the way, and
+    AuthenticationError."""
     try:
-        line = call([rank0], ring, deadline=time.monotonic() + _SOON_S)
+        return call([rank0], ring, deadline=time.monotonic() + _SOON_S)
     except RefusedError:
         raise
     except ConnectError as error:
         console.notice(f"{error} Trying for {_ASK_S:g} s.")
-        line = call([rank0], ring, deadline=deadline)
+        return call([rank0], ring, deadline=time.monotonic() + _ASK_S)
+
+
+def hear_offer(line: Line, rank0: Address) -> Offer:
+    """What ring it is. Raises ConnectError."""
     try:
-        offer = line.hear(deadline)
+        offer = line.hear(time.monotonic() + _ASK_S)
     except OSError as error:
         raise ConnectError(f"rank 0 at {rank0} has taken the call and left: {error}.") from None
-    finally:
-        line.close()
     if not isinstance(offer, Offer):
         raise ConnectError(f"rank 0 at {rank0} does not say which ring it is; install the same ringlm on both.")
     return offer

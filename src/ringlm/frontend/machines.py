@@ -105,3 +105,66 @@ def status(
     from ringlm.frontend.status import status as status_command
 
     status_command(StatusOptions(url, api_key, json))
+
+
+@app.command(
+    help="Examine machines and the links between them: versions, devices, ports, speed, and what a model could do "
+    "there at best.\n\n"
+    "Alone it examines this machine. 'ringlm doctor -n N' waits for N-1 others, on each of which 'ringlm doctor HOST' "
+    "is typed, as with serve and join and with the same secret; --nodes or --config with --node-rank, on every one, do "
+    "the same. It stops at the first thing that must be mended.",
+    epilog="Example: ringlm doctor -n 2 -m model.gguf --quant int4",
+)
+def doctor(
+    rank0: Annotated[
+        str | None, typer.Argument(metavar="[HOST[:PORT]]", help="Where 'ringlm doctor -n N' waits for this machine.")
+    ] = None,
+    world_size: Annotated[
+        int | None, typer.Option("-n", "--world-size", metavar="N", help="How many machines, this one included.")
+    ] = None,
+    nodes: Annotated[str | None, typer.Option(metavar="HOST:PORT,…", help="All, in order, with --node-rank.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="A cluster file, with --node-rank.")] = None,
+    node_rank: Annotated[int | None, typer.Option(metavar="R", help="Which of the nodes this is.")] = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", metavar="MODEL", help="Tell what it would do here; on rank 0's.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(metavar="plain|gguf", help="What the model is; detected when left out.")
+    ] = None,
+    quant: Annotated[str, typer.Option(metavar="none|int8|int4", help="How its weights are packed.")] = "none",
+    dtype: Annotated[
+        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="What to compute in; auto suits all ranks.")
+    ] = "auto",
+    split: Annotated[str | None, typer.Option(metavar="W,W,…", help="The share of each rank, such as 2,1.")] = None,
+    context: Annotated[int | None, typer.Option(metavar="N", help="Tokens of prompt and answer together.")] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where this machine computes.")] = "auto",
+    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads of this machine.")] = None,
+    interface: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The network interface or address to listen on.")
+    ] = None,
+    secret_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Holds what all ranks share.")] = None,
+    json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.")] = False,
+) -> None:
+    from ringlm.frontend.doctor import DoctorOptions
+    from ringlm.frontend.doctor import doctor as doctor_command
+
+    doctor_command(
+        DoctorOptions(
+            rank0,
+            world_size,
+            nodes,
+            config,
+            node_rank,
+            format,
+            model,
+            quant,
+            dtype,
+            split,
+            context,
+            device,
+            threads,
+            interface,
+            secret_file,
+            json,
+        )
+    )

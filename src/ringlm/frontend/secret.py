@@ -6,12 +6,15 @@ import getpass
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from ringlm import logs
 from ringlm.errors import ConfigError
+from ringlm.frontend import console
 from ringlm.paths import atomic_write, state_dir
-from ringlm.ring.address import Address, is_loopback
-from ringlm.ring.config import read_secret
+from ringlm.ring.address import Address, interface_address, is_loopback, own_address
+from ringlm.ring.config import DEFAULT_PORT, RingConfig, read_secret
 
 
 def kept_at() -> Path:
@@ -50,6 +53,19 @@ def secret_to_join(file: Path | None, rank0: Address) -> bytes | None:
             "here: give --secret-file, or set RING_SECRET or RING_SECRET_FILE."
         )
     return getpass.getpass(f"Secret of the ring at {rank0}: ").strip().encode()
+
+
+def invite(ring: RingConfig, command: str, count: int, tell: Callable[[str], None]) -> None:
+    """Tell how `count` others come to rank 0, which is here, and where the secret is that they are asked for; the
+    secret itself at a terminal only."""
+    path = kept_at()
+    host = interface_address(ring.interface) if ring.interface else own_address()
+    at = host if ring.port == DEFAULT_PORT else str(Address(host, ring.port))
+    tell(f"waiting for {count} to join, each by: ringlm {command} {at}")
+    kept = path.exists() and ring.secret == path.read_bytes()
+    tell(f"they need the secret {f'in {path}' if kept else 'that was given here'}")
+    if kept and ring.secret is not None and console.stderr().is_terminal and not logs.as_json():
+        console.note(f"the secret: {ring.secret.decode()}")
 
 
 def _read(path: Path) -> bytes:

@@ -66,10 +66,12 @@ _VOCABULARY: Final = ("model.embed_tokens", "lm_head")  # packed in 8 bits where
 
 
 class Holding(NamedTuple):
-    """One rank's bytes: its weights as they are held, and one block of the cache."""
+    """One rank's bytes: its weights as they are held, one block of the cache, and what of the weights a step of one
+    token reads."""
 
     weights: int
     block: int
+    step: int = 0
 
     def total(self, blocks: int) -> int:
         """With a cache of so many."""
@@ -93,21 +95,32 @@ def holdings(
     item, whole = _DTYPE_BYTES[dtype], _whole(plan)
     found = []
     for shard, device in zip(plan.ranks, devices, strict=True):
-        dense = 0
+        dense, read = 0, 0.0
         packed: Counter[tuple[str, int, Form]] = Counter()  # rows that lie together, by module, blocks of a row, form
         for tensor in named:
             rows, columns = tensor.part(shard, whole)
             if tensor.form is None:
-                dense += len(rows) * len(columns) * (4 if tensor.exact else item)
+                nbytes = len(rows) * len(columns) * (4 if tensor.exact else item)
+                dense, read = dense + nbytes, read + nbytes * _used(tensor.module, config)
             else:
                 packed[tensor.module, -(-columns.stop // UNIT) - columns.start // UNIT, tensor.form] += len(rows)
         for tensor, rank in adapted:  # A has the layer's columns, B its rows
-            dense += rank * sum(map(len, tensor.part(shard, whole))) * item
-        lanes = _lanes(device)
-        held = sum(-(-rows // lanes) * lanes * blocks * form.nbytes for (_, blocks, form), rows in packed.items())
+            nbytes = rank * sum(map(len, tensor.part(shard, whole))) * item
+            dense, read = dense + nbytes, read + nbytes
+        lanes, held = _lanes(device), 0
+        for (module, blocks, form), count in packed.items():
+            nbytes = -(-count // lanes) * lanes * blocks * form.nbytes
+            held, read = held + nbytes, read + nbytes * _used(module, config)
         vectors = 2 * len(shard.layers) * len(shard.kv_heads) * BLOCK
-        found.append(Holding(dense + held, vectors * config.head_dim * item))
+        found.append(Holding(dense + held, vectors * config.head_dim * item, int(read)))
     return found
+
+
+def _used(module: str, config: ModelConfig) -> float:
+    """The part of a module that a step of one token reads: its experts of a mixture, a row of the embedding."""
+    if ".experts" in module and config.mixture is not None:
+        return config.mixture.chosen / config.mixture.experts
+    return 0.0 if module in ("model", "model.embed_tokens") and not config.tied else 1.0
 
 
 class _Named(NamedTuple):

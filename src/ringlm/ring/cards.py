@@ -7,13 +7,16 @@ between neighbours is needed, and those not between the last rank and the first.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 
 from ringlm.errors import ConnectError
-from ringlm.ring.address import Address, is_loopback
+from ringlm.ring.address import Address, interface_address, is_loopback, local_addresses, network_id
+from ringlm.ring.config import RingConfig
 from ringlm.ring.handshake import Place
+from ringlm.ring.same_machine import own_host
 from ringlm.ring.seal import Connection
 from ringlm.ring.sockets import receive_message, send_message
 
@@ -90,3 +93,13 @@ def reached(link: socket.socket, addresses: list[Address]) -> Address:
     if link.family == socket.AF_UNIX:
         return Address("127.0.0.1", addresses[0].port)
     return Address(*link.getpeername()[:2])
+
+
+def own_place(config: RingConfig, port: int, links: Sequence[socket.socket]) -> Place:
+    """Where this rank, which has these links, listens: the likeliest hosts first, loopback's last."""
+    if config.interface is not None:  # and nowhere else, also where a link came by a Unix socket
+        return Place([interface_address(config.interface)], port, network_id())
+    hosts = {own_host(sock) for sock in links}
+    if config.secret is not None:
+        hosts |= set(local_addresses())
+    return Place(sorted(hosts, key=lambda host: (is_loopback(host), host)), port, network_id())

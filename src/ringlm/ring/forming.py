@@ -26,24 +26,21 @@ from ringlm.ring.address import (
     address_towards,
     interface_address,
     is_loopback,
-    local_addresses,
     machine_id,
-    network_id,
 )
 from ringlm.ring.admission import Admission
 from ringlm.ring.algorithms import Limits
-from ringlm.ring.cards import Card, Chain, Port, reach, reached
+from ringlm.ring.cards import Card, Chain, Port, own_place, reach, reached
 from ringlm.ring.config import RingConfig
 from ringlm.ring.control import ControlPlane, Heartbeat
-from ringlm.ring.handshake import Handshake, Hello, Place, RefusedError, Terms, initiate
+from ringlm.ring.handshake import Handshake, Hello, RefusedError, initiate
 from ringlm.ring.link import Link
-from ringlm.ring.listener import Listener
+from ringlm.ring.listener import Listener, open_listener
 from ringlm.ring.relay import Relays
 from ringlm.ring.ring import SEGMENT_BYTES, Ring
-from ringlm.ring.same_machine import own_host
 from ringlm.ring.seal import Connection
 from ringlm.ring.shared import open_areas
-from ringlm.ring.sockets import dial, listen, spoken, tune
+from ringlm.ring.sockets import dial, spoken, tune
 
 _LINGER_S = 1.5  # longer than a dialler pauses
 _PATIENCE_S = 0.5  # for the first link of the last rank, once everybody is here
@@ -91,12 +88,6 @@ def connect(
         if cause is not None:
             raise cause from error
         raise
-
-
-def open_listener(config: RingConfig) -> Listener:
-    """Listen where `config` says. Raises ConfigError."""
-    sockets = listen(config.port, beyond_loopback=config.secret is not None, interface=config.interface)
-    return Listener(sockets, Terms(config.secret, config.seal))
 
 
 class _Forming:
@@ -328,16 +319,6 @@ class _Forming:
         if config.secret is None and not is_loopback(host):
             raise ConfigError(f"rank {right} is at {host}; links beyond loopback need a shared RING_SECRET.")
         return Address(host, port)
-
-
-def own_place(config: RingConfig, port: int, links: Sequence[socket.socket]) -> Place:
-    """Where this rank, which has these links, listens: the likeliest hosts first, loopback's last."""
-    if config.interface is not None:  # and nowhere else, also where a link came by a Unix socket
-        return Place([interface_address(config.interface)], port, network_id())
-    hosts = {own_host(sock) for sock in links}
-    if config.secret is not None:
-        hosts |= set(local_addresses())
-    return Place(sorted(hosts, key=lambda host: (is_loopback(host), host)), port, network_id())
 
 
 class _InBackground:

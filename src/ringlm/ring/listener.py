@@ -17,10 +17,11 @@ from typing import Protocol
 
 from ringlm.errors import AuthenticationError, RingError
 from ringlm.ring.address import Address
+from ringlm.ring.config import RingConfig
 from ringlm.ring.handshake import Agreed, Hello, Place, RefusedError, Terms, respond
 from ringlm.ring.same_machine import caller, leaves
 from ringlm.ring.seal import Connection
-from ringlm.ring.sockets import tune
+from ringlm.ring.sockets import listen, tune
 from ringlm.ring.strangers import LOOK_S, PAUSE_S, Crowd, gives_way, source
 
 HANDSHAKE_S = 10.0
@@ -235,3 +236,9 @@ class Listener:
         del self._pending[sock]
         assert connection.reception is not None
         connection.reception.receive(agreed.hello, Connection(sock, agreed.seal))
+
+
+def open_listener(config: RingConfig) -> Listener:
+    """Listen where `config` says. Raises ConfigError."""
+    sockets = listen(config.port, beyond_loopback=config.secret is not None, interface=config.interface)
+    return Listener(sockets, Terms(config.secret, config.seal))

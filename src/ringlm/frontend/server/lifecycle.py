@@ -22,14 +22,12 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ringlm import logs
-from ringlm.cluster.spec import EngineSpec
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import ConfigError
-from ringlm.frontend import console
 from ringlm.frontend.metrics import Metrics
 from ringlm.frontend.options import EngineOptions
 from ringlm.frontend.progress import StartUp
-from ringlm.frontend.secret import kept_at
+from ringlm.frontend.secret import invite
 from ringlm.frontend.server.app import build
 from ringlm.frontend.server.auth import read_keys
 from ringlm.frontend.server.monitor import Monitor
@@ -37,8 +35,6 @@ from ringlm.frontend.server.options import ServeOptions
 from ringlm.frontend.server.requests import Bodies
 from ringlm.frontend.server.service import Service
 from ringlm.frontend.session import Session
-from ringlm.ring.address import Address, interface_address, own_address
-from ringlm.ring.config import DEFAULT_PORT
 
 HEAD_S = 30.0  # for a connection to send the head of its next request
 TELL_S = 2.0  # how long a server whose ring is lost still says so
@@ -62,7 +58,8 @@ def serve(engine: EngineOptions, options: ServeOptions) -> None:
     keys = read_keys(options.api_key or (), options.api_key_file)
     with _bind(options.host, options.port) as sock:
         if spec.awaits:
-            _invite(spec)
+            assert spec.ring is not None
+            invite(spec.ring, "join", spec.world_size - 1, log.info)
         with StartUp() as progress:
             session = Session.start(spec, model, progress.show, options.chat_template, options.tool_format)
         with session:
@@ -196,19 +193,6 @@ def _try_out(session: Session) -> None:
     """One token by all ranks: what is announced works. Raises what has ended the engine."""
     token = next(iter(session.ready.eos_token_ids), 0)
     session.complete([token], SamplingParams(max_tokens=1, temperature=0.0)).result()
-
-
-def _invite(spec: EngineSpec) -> None:
-    """Tell how others join, and where the secret is that they are asked for; the secret itself at a terminal only."""
-    ring, path = spec.ring, kept_at()
-    assert ring is not None
-    host = interface_address(ring.interface) if ring.interface else own_address()
-    at = host if ring.port == DEFAULT_PORT else str(Address(host, ring.port))
-    log.info("waiting for %d to join, each by: ringlm join %s", spec.world_size - 1, at)
-    kept = path.exists() and ring.secret == path.read_bytes()
-    log.info("they need the secret %s", f"in {path}" if kept else "that was given here")
-    if kept and ring.secret is not None and console.stderr().is_terminal and not logs.as_json():
-        console.note(f"the secret: {ring.secret.decode()}")
 
 
 def _say_ready(sock: socket.socket, model: str, world_size: int, needs_key: bool) -> None:
