@@ -59,7 +59,7 @@ def test_import_ringlm_loads_nothing_heavy() -> None:
     assert not loaded_by("import ringlm; ringlm.RingConfig; ringlm.SamplingParams") & {"torch", "numpy", "transformers"}
 
 
-@pytest.mark.parametrize("module", ["cli", "api", "comm", "join", "plan", "session", "status", "tokenizer"])
+@pytest.mark.parametrize("module", ["cli", "api", "comm", "join", "plan", "session", "status", "tokenizer", "top"])
 def test_the_frontend_is_free_of_torch(module: str) -> None:
     assert "torch" not in loaded_by(f"import ringlm.frontend.{module}")
 

@@ -17,6 +17,7 @@ from ringlm.frontend.answer import Completion, Piece
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 log = logging.getLogger("ringlm")
 
@@ -86,19 +87,22 @@ def figures(completion: Completion, world_size: int, on_stderr: bool = False) ->
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout: drawn on a terminal, columns of text in a pipe. The first column is left-aligned."""
+    shown = stdout()
+    shown.print(drawn_table(title, columns, rows, framed=shown.is_terminal))
+
+
+def drawn_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], framed: bool) -> Table:
+    """The same as something that rich draws."""
     from rich import box
     from rich.table import Table
 
-    shown = _console(on_stderr=False)
-    if not shown.is_terminal:
-        shown.width = 1 << 16  # nothing to fit into
-    frame = box.SIMPLE_HEAD if shown.is_terminal else None
-    drawn = Table(title=escape(title), box=frame, title_justify="left", title_style="bold" if frame else "")
+    frame = box.SIMPLE_HEAD if framed else None
+    drawn = Table(title=escape(title) or None, box=frame, title_justify="left", title_style="bold" if framed else "")
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="right" if index else "left")
     for row in rows:
         drawn.add_row(*map(escape, row))
-    shown.print(drawn)
+    return drawn
 
 
 @contextlib.contextmanager
@@ -110,6 +114,14 @@ def progress(what: str, steps: int) -> Iterator[Callable[[], None]]:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(what, total=steps)
         yield lambda: bars.advance(task)
+
+
+def stdout() -> Console:
+    """The same for answers; in a pipe lines are as long as they are."""
+    shown = _console(on_stderr=False)
+    if not shown.is_terminal:
+        shown.width = 1 << 16
+    return shown
 
 
 def stderr() -> Console:

@@ -71,6 +71,25 @@ def join(
 
 
 @app.command(
+    help="Watch the ring of a server that runs: speed, where a step's time goes, ranks and links, every second.\n\n"
+    "Ctrl-C ends it. In a pipe it shows the ring once.",
+    epilog="Example: ringlm top http://192.168.1.11:8000",
+)
+def top(
+    url: Annotated[str, typer.Argument(metavar="[URL]", help="Where it listens.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", envvar="RINGLM_API_KEY", help="What the server asks for.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", metavar="", help="Show it once.")] = False,
+    json: Annotated[bool, typer.Option("--json", metavar="", help="Print what /v1/ring says, and only that.")] = False,
+) -> None:
+    from ringlm.frontend.top import TopOptions
+    from ringlm.frontend.top import top as top_command
+
+    top_command(TopOptions(url, api_key, once, json))
+
+
+@app.command(
     help="Show the ring of a server that runs: ranks, devices, memory, links and speed.\n\n"
     "The exit status is 0 while every rank is well, and 1 when one is not or no server answers.",
     epilog="Example: ringlm status http://192.168.1.11:8000",

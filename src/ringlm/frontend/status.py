@@ -28,22 +28,49 @@ class StatusOptions:
 def status(options: StatusOptions) -> None:
     """The whole command. Raises ConnectError where no server of ringlm's answers, RingError for a ring that is not
     well, and ConfigError without the key."""
-    url = options.url if "://" in options.url else f"http://{options.url}"
-    base = url.rstrip("/").removesuffix("/v1")
-    headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
-    with httpx2.Client(timeout=_TIMEOUT_S, headers=headers) as client:
-        health, ring = (_get(client, base + path) for path in ("/health", "/v1/ring"))
-    if ring.status_code in (401, 403):
-        raise ConfigError(f"{base} asks for a key; give it with --api-key or RINGLM_API_KEY.")
-    reason = None if health.status_code == 200 else _reason(health)
-    report = _decode(ring, RingReport) if ring.status_code == 200 else None
+    with Server(options.url, options.api_key) as server:
+        reason, report = server.reason(), server.report()
     if options.json:
         said = {"healthy": reason is None, "reason": reason, "ring": report}
         print(msgspec.json.encode(said).decode(), flush=True)
     elif report is not None:
         _show(report)
     if reason is not None:
-        raise RingError(f"{base}: {reason}")
+        raise RingError(f"{server.base}: {reason}")
+
+
+class Server:
+    """A server that is asked how its ring does. Raises ConnectError where none of ringlm's answers."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self.base = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._client = httpx2.Client(timeout=_TIMEOUT_S, headers=headers)
+
+    def reason(self) -> str | None:
+        """Why it is not well, if so."""
+        health = self._get("/health")
+        return None if health.status_code == 200 else _reason(health)
+
+    def report(self) -> RingReport | None:
+        """What it says of the ring, unless it has none to tell of. Raises ConfigError without the key."""
+        ring = self._get("/v1/ring")
+        if ring.status_code in (401, 403):
+            raise ConfigError(f"{self.base} asks for a key; give it with --api-key or RINGLM_API_KEY.")
+        return _decode(ring, RingReport) if ring.status_code == 200 else None
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.close()
+
+    def _get(self, path: str) -> httpx2.Response:
+        url = self.base + path
+        try:
+            return self._client.get(url)
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
+            raise ConnectError(f"no server answers at {url}: {str(error) or type(error).__name__}.") from None
 
 
 class _Unwell(msgspec.Struct):
@@ -51,13 +78,6 @@ class _Unwell(msgspec.Struct):
 
     reason: str | None = None
     error: ErrorInfo | None = None
-
-
-def _get(client: httpx2.Client, url: str) -> httpx2.Response:
-    try:
-        return client.get(url)
-    except (httpx2.RequestError, httpx2.InvalidURL) as error:
-        raise ConnectError(f"no server answers at {url}: {str(error) or type(error).__name__}.") from None
 
 
 def _reason(health: httpx2.Response) -> str:
@@ -95,11 +115,14 @@ def _show(report: RingReport) -> None:
 def _row(rank: Rank) -> list[str]:
     link = rank.link
     trip = "" if link is None or link.round_trip_s is None else f"{link.round_trip_s * 1000:.2f} ms"
-    moved = ["", ""] if link is None else [_size(link.sent_bytes), _size(link.received_bytes)]
-    sizes = [_size(rank.weights_bytes), _size(rank.peak_bytes)]
+    moved = ["", ""] if link is None else [size(link.sent_bytes), size(link.received_bytes)]
+    sizes = [size(rank.weights_bytes), size(rank.peak_bytes)]
     slower = "" if rank.slow is None else f"{rank.slow:.1f} times"
     return [str(rank.rank), rank.device, str(rank.threads), *sizes, trip, *moved, slower]
 
 
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+def size(nbytes: float) -> str:
+    """In GB, MB or kB."""
+    if nbytes >= 1e9:
+        return f"{nbytes / 1e9:.2f} GB"
+    return f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:.1f} kB"

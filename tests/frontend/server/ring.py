@@ -14,10 +14,10 @@ from typing import IO
 
 
 @contextlib.contextmanager
-def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(*options: str, restarts: int = 0, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The demo model, served; its launcher and the base URL. At the end of the block it has to leave in order."""
-    command = [sys.executable, "-m", "ringlm", "launch", "-n", "2", "--", "serve", "-m", "demo", "--port", "0"]
-    command += ["--dtype", "float32", *options]
+    command = [sys.executable, "-m", "ringlm", "launch", "-n", "2", "--restarts", str(restarts), "--"]
+    command += ["serve", "-m", "demo", "--port", "0", "--dtype", "float32", *options]
     process = subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
     said: list[str] = []
     ready: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -54,7 +54,14 @@ setUpComposer();
 byId("ideas").append(...IDEAS.map((text) => h("button", { type: "button", onclick: () => ask({ role: "user", content: text }) }, text)));
 byId("new-chat").addEventListener("click", () => open(store.newChat()));
 store.onOthersChange(draw);
-addEventListener("pagehide", () => running.forEach(({ chat: each }) => keep(each)));
+for (const leaving of ["beforeunload", "pagehide"]) {
+  addEventListener(leaving, () => {
+    for (const { chat: each, controller } of running.values()) {
+      controller.abort(); // else it ends as if the server had broken off
+      keep(each);
+    }
+  });
+}
 open(find(location.hash.slice(1)) ?? chat);
 
 /** Show a chat. */

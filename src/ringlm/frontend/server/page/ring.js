@@ -52,6 +52,9 @@ export class RingView {
 
   figures(report) {
     const { step, cache } = report;
+    const all = (report.running ?? 0) + (report.waiting ?? 0);
+    const running = report.lost === null ? (report.running ?? 0) : 0; // without a ring all wait
+    const waiting = all - running;
     const [rate, most] = [this.rates.at(-1), Math.max(...this.rates)];
     const ring = step ? step.ring_s / step.seconds : 0;
     return [
@@ -63,7 +66,7 @@ export class RingView {
           ? [h("b", {}, time(step.seconds)), ` = computing ${time(step.seconds - step.ring_s)} + ring ${time(step.ring_s)}`]
           : "none lately",
       ),
-      ...figure("Requests", null, [h("b", {}, report.running ?? 0), " running · ", h("b", {}, report.waiting ?? 0), " waiting"]),
+      ...figure("Requests", null, [h("b", {}, running), " running · ", h("b", {}, waiting), " waiting"]),
       ...figure(
         "Cache",
         cache && bar([["used", cache.in_use / cache.blocks], ["kept", cache.cached / cache.blocks]]),
