@@ -93,7 +93,7 @@ export class Drawing {
     const anchor = Math.abs(x - X) < 5 ? "middle" : x > X ? "start" : "end";
     return s(
       "text",
-      { x, y: y > Y + RADIUS ? y + 8 : y - 2, class: "label", style: null, "text-anchor": anchor },
+      { x, y: y > Y + RADIUS ? y + 8 : y - 2, class: "label", "text-anchor": anchor },
       s("tspan", { x }),
       s("tspan", { x, dy: 13 }),
     );
