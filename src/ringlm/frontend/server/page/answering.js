@@ -2,11 +2,19 @@
 //
 // A message: {role: "user", content}, {role: "tool", tool_call_id, content} or
 // {role: "assistant", content, reasoning, calls: [{id, name, arguments}], state, note, tokens, seconds}; `state` is
-// "waiting" before the first token, "writing", "done", "stopped", "cut" at the longest length, or "failed"; `note` says more.
+// "waiting" before the first token, "writing", "done", "stopped", "cut" at the longest length, or "failed"; `note` says
+// more.
 
 import { ApiError, streamChat } from "./api.js";
 
-export const newAnswer = () => ({ role: "assistant", content: "", reasoning: "", calls: [], state: "waiting", note: "" });
+export const newAnswer = () => ({
+  role: "assistant",
+  content: "",
+  reasoning: "",
+  calls: [],
+  state: "waiting",
+  note: "",
+});
 
 /** Whether more is to come. */
 export const underWay = (message) => message?.state === "waiting" || message?.state === "writing";

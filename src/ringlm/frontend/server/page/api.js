@@ -16,8 +16,8 @@ export async function get(path) {
 }
 
 /**
- * The next turn of a conversation, as a stream: `onEvent` gets each event, `onComment` what the server says beside them.
- * Ends when the answer does; throws an ApiError, or an AbortError once `signal` says so.
+ * The next turn of a conversation, as a stream: `onEvent` gets each event, `onComment` what the server says beside
+ * them. Ends when the answer does; throws an ApiError, or an AbortError once `signal` says so.
  */
 export async function streamChat(body, { signal, onEvent, onComment }) {
   const response = await ask("v1/chat/completions", {

@@ -51,7 +51,9 @@ setUpSettings(askRing, () => {
 });
 setUpTheme();
 setUpComposer();
-byId("ideas").append(...IDEAS.map((text) => h("button", { type: "button", onclick: () => ask({ role: "user", content: text }) }, text)));
+byId("ideas").append(
+  ...IDEAS.map((text) => h("button", { type: "button", onclick: () => ask({ role: "user", content: text }) }, text)),
+);
 byId("new-chat").addEventListener("click", () => open(store.newChat()));
 store.onOthersChange(draw);
 for (const leaving of ["beforeunload", "pagehide"]) {

@@ -4,7 +4,9 @@ import { byId, h, iconButton } from "./dom.js";
 
 /** Draw the list; `actions`: {open(id), rename(id, title), remove(id)}. */
 export function drawChats(chats, current, running, actions) {
-  byId("chat-list").replaceChildren(...chats.map((chat) => item(chat, chat.id === current, running.has(chat.id), actions)));
+  byId("chat-list").replaceChildren(
+    ...chats.map((chat) => item(chat, chat.id === current, running.has(chat.id), actions)),
+  );
 }
 
 function item(chat, isCurrent, isRunning, actions) {
@@ -33,7 +35,12 @@ function item(chat, isCurrent, isRunning, actions) {
   row.append(
     h(
       "button",
-      { type: "button", class: "open", "aria-current": isCurrent ? "true" : null, onclick: () => actions.open(chat.id) },
+      {
+        type: "button",
+        class: "open",
+        "aria-current": isCurrent ? "true" : null,
+        onclick: () => actions.open(chat.id),
+      },
       isRunning ? h("span", { class: "pulse", "aria-label": "being answered", role: "img" }) : null,
       h("span", {}, title),
     ),

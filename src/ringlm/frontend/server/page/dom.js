@@ -12,7 +12,8 @@ const ICONS = {
   again: "M19 12a7 7 0 1 1-2.2-5.1M19 4v4h-4",
   up: "M12 19V5M6 11l6-6 6 6",
   stop: "M7 7h10v10H7z",
-  sliders: "M4 8h8M16 8h4M4 16h4M12 16h8M14 5.8a2.2 2.2 0 1 0 0 4.4 2.2 2.2 0 0 0 0-4.4zM10 13.8a2.2 2.2 0 1 0 0 4.4 2.2 2.2 0 0 0 0-4.4z",
+  sliders:
+    "M4 8h8M16 8h4M4 16h4M12 16h8M14 5.8a2.2 2.2 0 1 0 0 4.4 2.2 2.2 0 0 0 0-4.4zM10 13.8a2.2 2.2 0 1 0 0 4.4 2.2 2.2 0 0 0 0-4.4z",
   sun: "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM12 2.5v2M12 19.5v2M2.5 12h2M19.5 12h2M5.3 5.3l1.4 1.4M17.3 17.3l1.4 1.4M18.7 5.3l-1.4 1.4M6.7 17.3l-1.4 1.4",
   moon: "M19.5 14.5A8 8 0 0 1 9.5 4.5a8 8 0 1 0 10 10z",
 };
@@ -42,7 +43,10 @@ export function iconButton(name, label, onclick) {
 /** Put `text` on the clipboard; whether that worked. Pages that came without TLS only have the old way. */
 export async function copy(text) {
   if (navigator.clipboard) {
-    return navigator.clipboard.writeText(text).then(() => true, () => false);
+    return navigator.clipboard.writeText(text).then(
+      () => true,
+      () => false,
+    );
   }
   const area = h("textarea", { class: "unseen" });
   area.value = text;

@@ -1,5 +1,5 @@
-// The ring as a picture: a circle of ranks, each with an arc as long as its share, and links as wide as what they carry.
-// Made once for a number of ranks, then changed as reports come. Knows reports, no server.
+// The ring as a picture: a circle of ranks, each with an arc as long as its share, and links as wide as what they
+// carry. Made once for a number of ranks, then changed as reports come. Knows reports, no server.
 
 import { s } from "./dom.js";
 import { perSecond, time } from "./units.js";
@@ -13,8 +13,8 @@ export class Drawing {
     this.ranks = 0;
   }
 
-  /** `said`: the figure in the middle and its unit. Links move while there is work. */
-  update(report, busy, said) {
+  /** `number` and its `unit` stand in the middle. Links move while the ring is `busy`. */
+  update(report, busy, number, unit) {
     if (report.ranks.length !== this.ranks) this.make(report.ranks.length);
     const lost = report.lost;
     const whole = report.ranks.reduce((sum, rank) => sum + rank.weights_bytes, 0) || 1;
@@ -26,7 +26,11 @@ export class Drawing {
     }
     for (const link of this.links) {
       const told = report.links.find(({ ranks: [one, other] }) => one === link.ranks[0] && other === link.ranks[1]);
-      const rates = told && { there: told.there_per_s, back: told.back_per_s, both: told.there_per_s + told.back_per_s };
+      const rates = told && {
+        there: told.there_per_s,
+        back: told.back_per_s,
+        both: told.there_per_s + told.back_per_s,
+      };
       const rate = busy && told ? rates[link.way] : 0;
       const broken = link.ranks.includes(lost);
       link.path.setAttribute("class", `link ${broken ? "broken" : rate > 0 ? "flows" : "still"}`);
@@ -39,7 +43,8 @@ export class Drawing {
       }
     }
     this.trip.textContent = this.ranks === 2 && lost === null ? roundTrip(report) : "";
-    [this.number.textContent, this.unit.textContent] = said;
+    this.number.textContent = number;
+    this.unit.textContent = unit;
     this.number.setAttribute("class", lost === null ? "number" : "number lost");
     this.title.textContent = `A ring of ${this.ranks} ${this.ranks === 1 ? "rank" : "ranks"}; the lists below say the same.`;
   }
@@ -47,7 +52,7 @@ export class Drawing {
   make(count) {
     this.ranks = count;
     const size = count <= 4 ? 30 : count <= 8 ? 23 : Math.max(9, 200 / count);
-    const places = Array.from({ length: count }, (_, rank) => place(angle(rank, count)));
+    const places = upTo(count).map((rank) => place(angle(rank, count)));
     this.links = [];
     const paths = [];
     for (const [one, other] of pairs(count)) {
@@ -108,7 +113,8 @@ const roundTrip = (report) => {
 /** In radians; rank 0 is at the top, but of two the left one. */
 const angle = (rank, count) => (2 * Math.PI * rank) / count - (count === 2 ? Math.PI : Math.PI / 2);
 const place = (at, radius = RADIUS) => [X + radius * Math.cos(at), Y + radius * Math.sin(at)];
-const pairs = (count) => Array.from({ length: count }, (_, one) => Array.from({ length: count - one - 1 }, (_, more) => [one, one + more + 1])).flat();
+const upTo = (count) => [...Array(count).keys()];
+const pairs = (count) => upTo(count).flatMap((other) => upTo(other).map((one) => [one, other]));
 
 function between(one, other, count) {
   const far = one === 0 && other === count - 1 && count > 2;

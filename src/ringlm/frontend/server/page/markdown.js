@@ -1,5 +1,5 @@
-// Markdown as models write it, made into elements: headings, lists, tables, quotes, code, emphasis, links. HTML in it stays
-// text, links lead to http, https and mailto only, and pictures are links: nothing is fetched, nothing runs.
+// Markdown as models write it, made into elements: headings, lists, tables, quotes, code, emphasis, links. HTML in it
+// stays text, links lead to http, https and mailto only, and pictures are links: nothing is fetched, nothing runs.
 
 import { copyButton, h } from "./dom.js";
 
@@ -13,14 +13,14 @@ const DIVIDER = /^ *\|?(?: *:?-+:? *\|)+(?: *:?-+:? *)?$/;
 // Spans are bounded, so that no text takes long: each opening looks ahead so far at most.
 const INLINE = new RegExp(
   [
-    /(?<ticks>`+)(?!`)(?<code>[\s\S]{1,2000}?)(?<!`)\k<ticks>(?!`)/,
+    /(?<ticks>`+)(?!`)(?<code>[\s\S]{1,600}?)(?<!`)\k<ticks>(?!`)/,
     /\\(?<escaped>[\\`*_{}[\]()#+.!|~<>-])/,
     /!?\[(?<label>[^[\]]{0,500})\]\((?<href>[^()\s]{0,2000}(?:\([^()\s]{0,500}\)[^()\s]{0,500})?)(?:\s+"[^"]{0,500}")?\)/,
-    /\*\*(?!\s)(?<strong>[\s\S]{1,2000}?)(?<!\s)\*\*(?!\*)/,
-    /(?<!\w)__(?!\s)(?<strong2>[\s\S]{1,2000}?)(?<!\s)__(?!\w)/,
-    /\*(?![\s*])(?<em>[\s\S]{1,2000}?)(?<![\s*])\*(?!\*)/,
-    /(?<!\w)_(?![\s_])(?<em2>[\s\S]{1,2000}?)(?<![\s_])_(?!\w)/,
-    /~~(?!\s)(?<gone>[\s\S]{1,2000}?)(?<!\s)~~/,
+    /\*\*(?!\s)(?<strong>[\s\S]{1,600}?)(?<!\s)\*\*(?!\*)/,
+    /(?<!\w)__(?!\s)(?<strong2>[\s\S]{1,600}?)(?<!\s)__(?!\w)/,
+    /\*(?![\s*])(?<em>[\s\S]{1,600}?)(?<![\s*])\*(?!\*)/,
+    /(?<!\w)_(?![\s_])(?<em2>[\s\S]{1,600}?)(?<![\s_])_(?!\w)/,
+    /~~(?!\s)(?<gone>[\s\S]{1,600}?)(?<!\s)~~/,
     /(?<url>https?:\/\/[^\s<>()"'`]{0,2000}[^\s<>()"'`.,;:!?\]*_~])/,
   ]
     .map((each) => each.source)
@@ -46,7 +46,7 @@ export class Markdown {
   }
 }
 
-const key = (block) => `${block.kind}\n${block.lines.join("\n")}`;
+const key = (block) => [block.kind, block.language, ...block.lines].join("\n");
 
 /** Lines as blocks of {kind, lines}; a block of code has its `language`. */
 function split(lines) {
@@ -122,7 +122,14 @@ function draw(block, depth) {
   }
   if (kind === "table") return table(lines);
   if (depth < DEEPEST && kind === "quote") {
-    return h("blockquote", {}, within(lines.map((line) => line.replace(QUOTE, "")), depth));
+    return h(
+      "blockquote",
+      {},
+      within(
+        lines.map((line) => line.replace(QUOTE, "")),
+        depth,
+      ),
+    );
   }
   if (depth < DEEPEST && kind === "list") return list(lines, depth);
   return h("p", {}, inline(lines.map((line) => line.trim()).join("\n")));
@@ -150,11 +157,19 @@ function list(lines, depth) {
 
 function table(lines) {
   const rows = lines.map((line) =>
-    line.trim().replace(/^\||(?<!\\)\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|")),
+    line
+      .trim()
+      .replace(/^\||(?<!\\)\|$/g, "")
+      .split(/(?<!\\)\|/)
+      .map((cell) => cell.trim().replaceAll("\\|", "|")),
   );
   const sides = rows[1].map((cell) => (/^:-+:$/.test(cell) ? "center" : /-:$/.test(cell) ? "right" : null));
   const row = (tag) => (cells) =>
-    h("tr", {}, rows[0].map((_, index) => h(tag, { class: sides[index] }, inline(cells[index] ?? ""))));
+    h(
+      "tr",
+      {},
+      rows[0].map((_, index) => h(tag, { class: sides[index] }, inline(cells[index] ?? ""))),
+    );
   const body = h("table", {}, h("thead", {}, row("th")(rows[0])), h("tbody", {}, rows.slice(2).map(row("td"))));
   return h("div", { class: "table", tabindex: "0", role: "region", "aria-label": "Table" }, body);
 }
@@ -164,7 +179,12 @@ function code({ language, lines }) {
   return h(
     "figure",
     { class: "code" },
-    h("figcaption", {}, h("span", {}, language || "text"), copyButton("Copy the code", () => text)),
+    h(
+      "figcaption",
+      {},
+      h("span", {}, language || "text"),
+      copyButton("Copy the code", () => text),
+    ),
     h("pre", { tabindex: "0" }, h("code", {}, text)),
   );
 }

@@ -1,4 +1,5 @@
-// The two panels beside the chat: where there is room they stand there, else they lie over it, one at a time, until closed.
+// The two panels beside the chat: where there is room they stand there, else they lie over it, one at a time, until
+// closed.
 
 import { byId } from "./dom.js";
 

@@ -19,13 +19,20 @@ export class RingView {
     const rate = busy ? report.tokens_per_s : 0;
     this.rates = [...this.rates, rate].slice(-REMEMBERED);
     this.tell(report);
-    const state = report.lost !== null ? "bad" : report.ranks.some((rank) => rank.slow) ? "warn" : "good";
     const ranks = many(report.world_size, "rank");
-    this.brief(state, report.lost !== null ? `rank ${report.lost} lost` : busy ? `${ranks} · ${rate.toFixed(1)} tok/s` : ranks);
-    const again = report.recoveries ? ` · formed again ${report.recoveries === 1 ? "once" : `${report.recoveries} times`}` : "";
+    if (report.lost !== null) {
+      this.brief("bad", `rank ${report.lost} lost`);
+      this.drawing.update(report, busy, `rank ${report.lost}`, "is awaited");
+    } else {
+      this.brief(
+        report.ranks.some((each) => each.slow) ? "warn" : "good",
+        busy ? `${ranks} · ${rate.toFixed(1)} tok/s` : ranks,
+      );
+      this.drawing.update(report, busy, busy ? rate.toFixed(1) : "idle", busy ? "tokens a second" : "");
+    }
+    const times = report.recoveries === 1 ? "once" : `${report.recoveries} times`;
+    const again = report.recoveries ? ` · formed again ${times}` : "";
     byId("ring-state").textContent = (report.state === "ready" ? "ready" : "waiting for a rank") + again;
-    const said = report.lost !== null ? [`rank ${report.lost}`, "is awaited"] : busy ? [rate.toFixed(1), "tokens a second"] : ["idle", ""];
-    this.drawing.update(report, busy, said);
     byId("figures").replaceChildren(...this.figures(report));
     byId("ranks").replaceChildren(...rankRows(report));
     byId("links").replaceChildren(...linkRows(report, busy));
@@ -45,7 +52,11 @@ export class RingView {
 
   tell(report) {
     if (report.lost !== this.lost) {
-      announce(report.lost === null ? "The ring is whole again." : `Rank ${report.lost} is lost. Answers go on once it is back.`);
+      announce(
+        report.lost === null
+          ? "The ring is whole again."
+          : `Rank ${report.lost} is lost. Answers go on once it is back.`,
+      );
     }
     this.lost = report.lost;
   }
@@ -58,18 +69,33 @@ export class RingView {
     const [rate, most] = [this.rates.at(-1), Math.max(...this.rates)];
     const ring = step ? step.ring_s / step.seconds : 0;
     return [
-      ...figure("Tokens a second", curve(this.rates), most ? [h("b", {}, rate.toFixed(1)), ` now, ${most.toFixed(1)} at most`] : "none lately"),
+      ...figure(
+        "Tokens a second",
+        curve(this.rates),
+        most ? [h("b", {}, rate.toFixed(1)), ` now, ${most.toFixed(1)} at most`] : "none lately",
+      ),
       ...figure(
         "A step",
-        step && bar([["compute", 1 - ring], ["links", ring]]),
+        step &&
+          bar([
+            ["compute", 1 - ring],
+            ["links", ring],
+          ]),
         step
-          ? [h("b", {}, time(step.seconds)), ` = computing ${time(step.seconds - step.ring_s)} + ring ${time(step.ring_s)}`]
+          ? [
+              h("b", {}, time(step.seconds)),
+              ` = computing ${time(step.seconds - step.ring_s)} + ring ${time(step.ring_s)}`,
+            ]
           : "none lately",
       ),
       ...figure("Requests", null, [h("b", {}, running), " running · ", h("b", {}, waiting), " waiting"]),
       ...figure(
         "Cache",
-        cache && bar([["used", cache.in_use / cache.blocks], ["kept", cache.cached / cache.blocks]]),
+        cache &&
+          bar([
+            ["used", cache.in_use / cache.blocks],
+            ["kept", cache.cached / cache.blocks],
+          ]),
         cache ? `${cache.in_use} of ${many(cache.blocks, "block")} in use, ${cache.cached} kept` : "unused so far",
       ),
     ];
@@ -82,15 +108,26 @@ function figure(name, picture, words) {
 
 /** Parts of a whole, side by side; what they are stands beside it in words. */
 function bar(parts) {
-  const element = h("div", { class: "bar-of", "aria-hidden": "true" }, parts.map(([name]) => h("i", { class: name })));
+  const element = h(
+    "div",
+    { class: "bar-of", "aria-hidden": "true" },
+    parts.map(([name]) => h("i", { class: name })),
+  );
   parts.forEach(([, share], index) => (element.children[index].style.width = `${(100 * share).toFixed(1)}%`));
   return element;
 }
 
 function curve(rates) {
   const most = Math.max(...rates, 1);
-  const points = rates.map((rate, index) => `${(REMEMBERED - rates.length + index).toFixed(0)},${(23 - (21 * rate) / most).toFixed(1)}`);
-  const attributes = { viewBox: `0 0 ${REMEMBERED - 1} 24`, preserveAspectRatio: "none", class: "curve", "aria-hidden": "true" };
+  const points = rates.map(
+    (rate, index) => `${(REMEMBERED - rates.length + index).toFixed(0)},${(23 - (21 * rate) / most).toFixed(1)}`,
+  );
+  const attributes = {
+    viewBox: `0 0 ${REMEMBERED - 1} 24`,
+    preserveAspectRatio: "none",
+    class: "curve",
+    "aria-hidden": "true",
+  };
   return s("svg", attributes, s("polyline", { points: points.join(" "), "vector-effect": "non-scaling-stroke" }));
 }
 
@@ -104,7 +141,13 @@ function rankRows(report) {
     return h(
       "li",
       { class: state },
-      h("div", {}, h("span", { class: `dot ${state}` }), h("b", {}, `Rank ${rank.rank}`), h("span", { class: "health" }, health)),
+      h(
+        "div",
+        {},
+        h("span", { class: `dot ${state}` }),
+        h("b", {}, `Rank ${rank.rank}`),
+        h("span", { class: "health" }, health),
+      ),
       h("div", { class: "soft" }, [rank.host, rank.device, many(rank.threads, "thread")].filter(Boolean).join(" · ")),
       bar([["used", share]]),
       h(
@@ -121,12 +164,18 @@ function linkRows(report, busy) {
     const [one, other] = link.ranks;
     const broken = link.ranks.includes(report.lost);
     const moves = busy && link.there_per_s + link.back_per_s > 0;
-    const words = broken ? "broken" : moves ? `${perSecond(link.there_per_s)} there, ${perSecond(link.back_per_s)} back` : "quiet";
+    const moved = moves ? `${perSecond(link.there_per_s)} there, ${perSecond(link.back_per_s)} back` : "quiet";
     const trip = link.round_trip_s && !broken ? time(link.round_trip_s) : "";
     return h(
       "li",
       { class: broken ? "bad" : null },
-      h("div", {}, h("b", {}, `${one} – ${other}`), h("span", { class: "soft" }, words), h("span", { class: "health" }, trip)),
+      h(
+        "div",
+        {},
+        h("b", {}, `${one} – ${other}`),
+        h("span", { class: "soft" }, broken ? "broken" : moved),
+        h("span", { class: "health" }, trip),
+      ),
     );
   });
 }

@@ -1,5 +1,5 @@
-// What this browser keeps: chats, each under a key of its own so that two tabs do not overwrite each other's, settings and
-// the choice of colours. Bounded; the oldest chats go first. Knows no page and no server.
+// What this browser keeps: chats, each under a key of its own so that two tabs do not overwrite each other's, settings
+// and the choice of colours. Bounded; the oldest chats go first. Knows no page and no server.
 
 const CHAT = "ringlm.chat.";
 const SETTINGS = "ringlm.settings";
@@ -10,7 +10,12 @@ export const DEFAULTS = { system: "", temperature: "0.7", top_p: "", max_tokens:
 
 /** A chat: {id, title, updated, messages}; a message: {role, content, …} as thread.js draws it. */
 export function newChat() {
-  return { id: `${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 8)}`, title: "", updated: Date.now(), messages: [] };
+  return {
+    id: `${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 8)}`,
+    title: "",
+    updated: Date.now(),
+    messages: [],
+  };
 }
 
 /** All of them, the newest first. What cannot be read is left out. */

@@ -1,5 +1,5 @@
-// Draws a conversation: messages, thoughts, calls of tools, and what can be done with each. Knows no server; what its user
-// wants it tells `actions`: {edit(index, text), again(index), results(texts)}.
+// Draws a conversation: messages, thoughts, calls of tools, and what can be done with each. Knows no server; what its
+// user wants it tells `actions`: {edit(index, text), again(index), results(texts)}.
 
 import { copyButton, h, icon, iconButton } from "./dom.js";
 import { underWay } from "./answering.js";
@@ -116,7 +116,16 @@ class Answer {
     this.markdown = new Markdown(this.body);
     this.thinking = new Markdown(this.thoughts);
     const from = h("span", { class: "unseen" }, "Answer: ");
-    this.element = h("li", { class: "assistant" }, from, this.reasoning, this.body, this.calls, this.status, this.tools);
+    this.element = h(
+      "li",
+      { class: "assistant" },
+      from,
+      this.reasoning,
+      this.body,
+      this.calls,
+      this.status,
+      this.tools,
+    );
     this.open = index === messages.length - 1; // for results of what it calls
     this.actions = actions;
     this.draw();
@@ -154,9 +163,16 @@ class Answer {
       h(
         "figure",
         { class: "code" },
-        h("figcaption", {}, h("span", {}, `calls ${call.name}`), copyButton("Copy the arguments", () => call.arguments)),
+        h(
+          "figcaption",
+          {},
+          h("span", {}, `calls ${call.name}`),
+          copyButton("Copy the arguments", () => call.arguments),
+        ),
         h("pre", { tabindex: "0" }, h("code", {}, pretty(call.arguments))),
-        open ? h("input", { class: "result", placeholder: "what it gives", "aria-label": `Result of ${call.name}` }) : null,
+        open
+          ? h("input", { class: "result", placeholder: "what it gives", "aria-label": `Result of ${call.name}` })
+          : null,
       ),
     );
     if (!open) return drawn;

@@ -1,5 +1,5 @@
-// Asks the server how the ring does: every second while something happens, less often while nothing does, and not at all
-// while nobody looks. Knows no page.
+// Asks the server how the ring does: every second while something happens, less often while nothing does, and not at
+// all while nobody looks. Knows no page.
 
 import { ApiError, get } from "./api.js";
 
