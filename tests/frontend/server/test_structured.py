@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import anthropic
 import openai
 import pydantic
 import pytest
@@ -20,23 +21,17 @@ from tests.frontend.tools import templates
 
 ASK = [{"role": "user", "content": "Tell me about somebody, and be brief."}]
 WARM = {"model": "demo", "temperature": 1.0, "seed": 4, "max_tokens": 120}
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "weather",
-            "strict": True,
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "city": {"type": "string", "maxLength": 12},
-                    "days": {"type": "integer", "minimum": 1, "maximum": 9},
-                },
-                "required": ["city", "days"],
-                "additionalProperties": False,
-            },
-        },
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 12},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
     },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": "weather", "strict": True, "parameters": SCHEMA}},
     {"type": "function", "function": {"name": "clock"}},
 ]
 
@@ -142,7 +137,38 @@ def test_demanded_calls_validate(client: openai.OpenAI, choice: Any) -> None:
         (call,) = answer.message.tool_calls or ()
         arguments = json.loads(call.function.arguments)
         if call.function.name == "weather":
-            validator(TOOLS[0]["function"]["parameters"]).validate(arguments)
+            validator(SCHEMA).validate(arguments)
         else:
             assert choice == "required"
             assert isinstance(arguments, dict)
+
+
+def test_the_other_apis(client: openai.OpenAI) -> None:
+    warm: dict[str, Any] = {"model": "demo", "temperature": 1.0}
+    parsed = client.responses.parse(
+        input="Tell me about somebody, and be brief.", text_format=Person, max_output_tokens=120, **warm
+    )
+    assert parsed.status == "completed"
+    assert isinstance(parsed.output_parsed, Person)
+    tools: Any = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    named: Any = {"type": "function", "name": "weather"}
+    (call,) = client.responses.create(
+        input="Hi", tools=tools, tool_choice=named, parallel_tool_calls=False, **warm
+    ).output
+    assert call.type == "function_call"
+    validator(SCHEMA).validate(json.loads(call.arguments))
+    url = str(client.base_url).removesuffix("/v1/")
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0, timeout=90) as other:
+        asked: dict[str, Any] = {"model": "demo", "max_tokens": 120, "messages": [{"role": "user", "content": "Hi"}]}
+        choice: Any = {"type": "any", "disable_parallel_tool_use": True}
+        tool: Any = {"name": "weather", "input_schema": SCHEMA}
+        with other.messages.stream(**asked, tools=[tool], tool_choice=choice) as stream:
+            message = stream.get_final_message()
+        assert message.stop_reason == "tool_use"
+        (use,) = message.content
+        assert use.type == "tool_use"
+        validator(SCHEMA).validate(use.input)
+        form: Any = {"format": {"type": "json_schema", "schema": SCHEMA}}
+        (text,) = other.messages.create(**asked, output_config=form).content
+        assert text.type == "text"
+        validator(SCHEMA).validate(json.loads(text.text))
