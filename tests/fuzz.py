@@ -21,7 +21,7 @@ import torch
 
 from ringlm.cluster import joining
 from ringlm.cluster.agreement import Capabilities
-from ringlm.cluster.joining import Assignment, End, Gauge, Gauged, Inbox, Member, Offer, frame
+from ringlm.cluster.joining import Assignment, End, Gauge, Gauged, Member, Offer
 from ringlm.cluster.memory import Memory
 from ringlm.cluster.settings import Settings
 from ringlm.engine.follower import _read, check
@@ -136,7 +136,7 @@ def control(data: bytes) -> None:
         plane._on_failure = lambda error: None
         peer = plane._peers[1]
         while plane._receive(peer):
-            assert len(peer.buffer) < 2 * MOST_BYTES
+            assert len(peer.stream.buffer) < 2 * MOST_BYTES
         wire.contradict(CALL, peer.call)
         wire.mismatch(0, CALL, "rank 1", peer.call)
         plane.close()
@@ -154,16 +154,20 @@ def words(make: Callable[[], Seal] | None) -> Callable[[bytes], None]:
 
     def read(data: bytes) -> None:
         with sent(data) as sock:
-            inbox = Inbox(Connection(sock, make() if make is not None else None))
+            stream = joining.words(Connection(sock, make() if make is not None else None))
             with contextlib.suppress(ConnectionResetError):
                 while True:
-                    inbox.receive()
+                    try:
+                        stream.receive()
+                    except ValueError as error:
+                        raise RingError(str(error)) from error
 
     return read
 
 
 def said(words: Iterable[msgspec.Struct], seal: Seal | None) -> bytes:
-    return b"".join([frame(word, seal) for word in words])
+    stream = joining.words(Connection(socket.socket(), seal))
+    return b"".join([stream.frame(word) for word in words])
 
 
 def step(data: bytes) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from ringlm.cluster.agreement import Capabilities, agree, fast_dtypes
+from ringlm.cluster.agreement import Capabilities, agree, fast_dtypes, told
+from ringlm.cluster.local import local_ring
 from ringlm.cluster.memory import Memory
 from ringlm.cluster.settings import Settings
-from ringlm.errors import ConfigError
+from ringlm.errors import ConfigError, DesyncError
 
 
 def rank(number: int, dtypes: tuple[str, ...] = ("float32",), **settings: object) -> Capabilities:
@@ -77,3 +78,19 @@ def test_nccl_is_for_cuda_on_every_rank() -> None:
         agree([cuda[0], rank(1)], 4096)
     with pytest.raises(ConfigError, match="rank 0 computes on cpu"):
         agree([rank(0, backend="nccl")], 4096)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x91\xa4\xff\xff\xff\xff", msgspec.msgpack.encode(["rank", 1])])
+def test_what_is_no_word_of_a_rank_names_it(data: bytes) -> None:
+    with pytest.raises(DesyncError, match=r"rank 3 sent \d+ bytes that are no Capabilities") as caught:
+        told(data, Capabilities, 3)
+    assert caught.value.rank == 3
+
+
+def test_a_local_ring_is_sealed_as_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [ring.seal for ring in local_ring(2)] == [None, None]
+    monkeypatch.setenv("RING_SEAL", "auth")
+    assert [ring.seal for ring in local_ring(2)] == ["auth", "auth"]
+    monkeypatch.setenv("RING_SEAL", "loudly")
+    with pytest.raises(ConfigError, match="RING_SEAL"):
+        local_ring(2)

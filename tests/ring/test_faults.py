@@ -318,7 +318,7 @@ def test_a_malformed_control_message_ends_the_ring_and_names_its_sender(message:
         star.sockets[1][1].send(message)
         star.wait()
         assert star.told[2][0].rank == 1
-        assert "control message" in str(star.told[2][0])
+        assert "its control link " in str(star.told[2][0])
 
 
 def test_a_peer_that_still_forms_the_ring_may_keep_silent() -> None:

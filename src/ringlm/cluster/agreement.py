@@ -7,13 +7,13 @@ the same words. `ringlm plan` makes the same decision without a ring.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from ringlm.cluster.memory import Memory, free_blocks, refuse_unfit
 from ringlm.cluster.settings import Settings
-from ringlm.errors import ConfigError, RingLMError
+from ringlm.errors import ConfigError, DesyncError, RingLMError
 from ringlm.models.config import read_config
 from ringlm.models.sizes import Holding, blocks_for, holdings
 from ringlm.parallel.shard import ShardPlan, plan_shards
@@ -21,6 +21,8 @@ from ringlm.weights.files import ModelFiles
 
 if TYPE_CHECKING:
     from ringlm.parallel.communicator import Communicator
+
+_Told = TypeVar("_Told")
 
 BITS: Final = {"none": None, "int8": 8, "int4": 4}
 DEFAULT_CONTEXT = 8192
@@ -84,14 +86,22 @@ def decide_together(
     gathered = comm.gather_bytes(msgspec.msgpack.encode(mine))
     decision = b""
     if gathered is not None:
-        ranks = [msgspec.msgpack.decode(data, type=Capabilities) for data in gathered]
+        ranks = [told(data, Capabilities, rank) for rank, data in enumerate(gathered)]
         decided = msgspec.structs.replace(_decide(ranks, files), rejoin_timeout_s=rejoin_timeout_s)
         decision = msgspec.msgpack.encode(decided)
-    decided = msgspec.msgpack.decode(comm.broadcast_bytes(decision if comm.rank == 0 else None), type=Agreement)
+    decided = told(comm.broadcast_bytes(decision if comm.rank == 0 else None), Agreement, 0)
     if decided.refused is not None:
         comm.gather_bytes(b"")  # every rank has heard it, and none needs to be told by an abort
         raise Refused(decided.refused)
     return decided
+
+
+def told(data: bytes, kind: type[_Told], rank: int) -> _Told:
+    """What a rank has said of itself, or for all. Raises DesyncError for what is no `kind`."""
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, ConfigError) as error:  # the last for settings
+        raise DesyncError(f"rank {rank} sent {len(data)} bytes that are no {kind.__name__}: {error}", rank) from None
 
 
 def _decide(ranks: Sequence[Capabilities], files: ModelFiles) -> Agreement:

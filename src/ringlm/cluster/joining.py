@@ -23,8 +23,9 @@ from ringlm.ring.cards import Port, reached
 from ringlm.ring.config import RingConfig
 from ringlm.ring.gauge import Reading, gauge
 from ringlm.ring.handshake import Handshake, Hello, Place, initiate
-from ringlm.ring.seal import Connection, Seal, overhead, pack, unpack
+from ringlm.ring.seal import Connection
 from ringlm.ring.sockets import dial
+from ringlm.ring.stream import Stream
 
 BEAT_S = 1.0
 SILENCE_S = 5.0
@@ -98,45 +99,9 @@ Word = Offer | Member | Assignment | End | Beat | Gauge | Gauged
 _decoder: msgspec.msgpack.Decoder[Word] = msgspec.msgpack.Decoder(Word)
 
 
-def frame(word: msgspec.Struct, seal: Seal | None) -> bytes:
-    """A word as it is sent: its length (4 bytes), then msgpack, sealed as the link is."""
-    body = msgspec.msgpack.encode(word)
-    return pack(len(body).to_bytes(4, "little"), body, seal)
-
-
-class Inbox:
-    """What has come by one link, and is not a whole word yet."""
-
-    def __init__(self, link: Connection) -> None:
-        self._link = link
-        self._buffer = b""
-
-    def receive(self) -> list[Word]:
-        """The words that are there. Raises OSError at the link's end, and ConnectError for anything else."""
-        try:
-            data = self._link.sock.recv(MAX_BYTES)
-        except BlockingIOError:
-            return []
-        if not data:
-            raise ConnectionResetError("the link was closed")
-        self._buffer += data
-        words = []
-        while len(self._buffer) >= 4:
-            length = int.from_bytes(self._buffer[:4], "little")
-            if length > MAX_BYTES:
-                raise ConnectError(f"a word of {length:,} bytes was announced where {MAX_BYTES:,} are allowed.")
-            end = 4 + overhead(self._link.seal) + length
-            if len(self._buffer) < end:
-                break
-            head, rest, self._buffer = self._buffer[:4], self._buffer[4:end], self._buffer[end:]
-            body = unpack(head, rest, self._link.seal)
-            if body is None:
-                raise ConnectError("the link damages what it carries.")
-            try:
-                words.append(_decoder.decode(body))
-            except (msgspec.MsgspecError, UnicodeDecodeError, ConfigError) as error:  # the last for settings
-                raise ConnectError(f"a malformed word was sent: {error}") from None
-        return words
+def words(link: Connection) -> Stream[Word]:
+    """What is said on a link."""
+    return Stream(link, _decoder, 4, MAX_BYTES)
 
 
 class Line:
@@ -144,8 +109,7 @@ class Line:
 
     def __init__(self, link: Connection) -> None:
         self.sock = link.sock
-        self._seal = link.seal
-        self._inbox = Inbox(link)
+        self._stream = words(link)
         self._words: list[Word] = []
         self._heard = time.monotonic()
         self._due = 0.0
@@ -166,12 +130,15 @@ class Line:
                 self._due = now + BEAT_S
                 self.say(Beat())
             if select.select([self.sock], [], [], max(0.0, self._due - now))[0]:
-                self._words += self._inbox.receive()
+                try:
+                    self._words += self._stream.receive()
+                except ValueError as error:
+                    raise ConnectError(f"the link to rank 0 {error}.") from None
                 self._heard = time.monotonic()
 
     def say(self, word: msgspec.Struct) -> None:
         """A few hundred bytes; raises OSError when rank 0 does not read."""
-        self.sock.sendall(frame(word, self._seal))
+        self.sock.sendall(self._stream.frame(word))
 
     def close(self) -> None:
         self.sock.close()

@@ -1,7 +1,8 @@
 """`ringlm launch`: all ranks of a ring from one terminal, each with the same command line, here or over ssh.
 
 Rank 0 has the terminal: its output is the launcher's own, and its input where it runs here. The others' output goes to
-stderr behind their rank. When one ends for good the rest are ended; when the launcher is killed they end by themselves.
+stderr behind their rank. When one ends for good the rest are ended, unless rank 0 is to survive that; when the launcher
+is killed they end by themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ringlm import logs
 from ringlm.cluster.hosts import Host, parse_hosts, ring_of
 from ringlm.cluster.local import local_ring
 from ringlm.cluster.order import Order, exit_status
-from ringlm.cluster.rank_process import RankProcess
+from ringlm.cluster.rank_process import RankProcess, failed
 from ringlm.errors import ConfigError, ConnectError
 from ringlm.ring.config import DEFAULT_PORT, RingConfig
 
@@ -62,7 +63,7 @@ def launch(argv: list[str], options: LaunchOptions) -> int:
     hosts = parse_hosts(options.hosts) if options.hosts is not None else None
     reader, writer = os.pipe()
     try:
-        return _Launch([*_ranks(argv, options, hosts, reader)]).run()
+        return _Launch([*_ranks(argv, options, hosts, reader)], _survives(argv)).run()
     finally:
         os.close(writer)
         os.close(reader)
@@ -103,10 +104,21 @@ def _environment(config: RingConfig) -> dict[str, str]:
     return variables | {name: os.environ[name] for name in logs.VARIABLES if name in os.environ}
 
 
-class _Launch:
-    """The processes of one ring, until all have ended."""
+def _survives(argv: list[str]) -> bool:
+    """Whether rank 0 waits for a lost daemon, and may go on without it: as it was told, and a server untold."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name == "--rejoin-timeout":
+            return bool((value or following).strip("0."))
+    return argv[:1] == ["serve"]
 
-    def __init__(self, ranks: list[RankProcess]) -> None:
+
+class _Launch:
+    """The processes of one ring, until all have ended; with `survives` rank 0 decides what the loss of one means."""
+
+    def __init__(self, ranks: list[RankProcess], survives: bool) -> None:
+        self._survives = survives
+        self._lost: set[int] = set()
         self._asked = False  # by a signal to end
         self._terminated = False  # again
         self._ranks = ranks
@@ -130,7 +142,12 @@ class _Launch:
         while True:
             for rank in self._ranks:
                 status = rank.poll()
-                if status is not None and (rank.number == 0 or status != 0):
+                if status is None or rank.number in self._lost:
+                    continue
+                if rank.number and self._survives and failed(status) and not rank.unreachable:
+                    self._lost.add(rank.number)
+                    log.warning("rank %d ended with status %d; rank 0 goes on", rank.number, exit_status(status))
+                elif rank.number == 0 or status != 0:
                     return rank.number
             if self._terminated:
                 return 0

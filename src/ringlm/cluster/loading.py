@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 import torch
 
-from ringlm.cluster.agreement import BITS, Agreement, Capabilities, Refused, decide_together, fast_dtypes
+from ringlm.cluster.agreement import BITS, Agreement, Capabilities, Refused, decide_together, fast_dtypes, told
 from ringlm.cluster.cores import threads_for
 from ringlm.cluster.memory import Memory, host_memory
 from ringlm.cluster.messages import RankReport, Ready
@@ -108,7 +108,7 @@ class Loader:
             eos_token_ids=list(model.config.eos_token_ids),
             dtype=settings.dtype,
             quant=settings.quant,
-            ranks=[msgspec.msgpack.decode(data, type=RankReport) for data in reports or ()],
+            ranks=[told(data, RankReport, rank) for rank, data in enumerate(reports or ())],
             epoch=epoch,
         )
         runner = Runner(model, model.new_cache(settings.blocks), comm)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
+from typing import cast
 
 from ringlm.ring.address import Address
 from ringlm.ring.config import RingConfig
+from ringlm.ring.seal import Mode
 
 LOOPBACK = "127.0.0.1"
 
@@ -24,7 +27,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def local_ring(world_size: int) -> list[RingConfig]:
-    """The configurations, by rank, of a ring on this machine alone."""
+    """The configurations, by rank, of a ring on this machine alone, sealed as RING_SEAL says. Raises ConfigError."""
     ports = free_ports(world_size)
     secret = secrets.token_hex(16).encode()
     return [
@@ -35,6 +38,7 @@ def local_ring(world_size: int) -> list[RingConfig]:
             right=Address(LOOPBACK, ports[(rank + 1) % world_size]),
             secret=secret,
             interface=LOOPBACK,
+            seal=cast("Mode | None", os.environ.get("RING_SEAL") or None),  # which it checks
         )
         for rank in range(world_size)
     ]

@@ -92,7 +92,7 @@ class RankProcess:
                 self.start()
             return None
         status = self._process.poll()
-        if status is None or not self.restarts or not _failed(status):
+        if status is None or not self.restarts or not failed(status):
             return status
         pause_s = min(_BACKOFF_S * 2**self._failures, _LONGEST_BACKOFF_S)
         self._failures += 1
@@ -142,7 +142,7 @@ class RankProcess:
             self._process.stdin.flush()
 
 
-def _failed(status: int) -> bool:
+def failed(status: int) -> bool:
     """Whether another try may do better: not after the end of the ring, a mistake of the user's, or Ctrl-C."""
     return status == 1 or status < 0 or (status > 128 and status != 128 + signal.SIGINT)
 

@@ -24,10 +24,9 @@ from ringlm.cluster.joining import (
     End,
     Gauge,
     Gauged,
-    Inbox,
     Member,
     Offer,
-    frame,
+    words,
 )
 from ringlm.errors import ConfigError, ConnectError, RingError, RingLMError
 from ringlm.ring.handshake import Hello, Place, RefusedError, differing
@@ -51,8 +50,8 @@ class _Guest:
     """A link by which somebody joins. `member` is what it has said of itself, once it has."""
 
     def __init__(self, link: Connection) -> None:
-        self.sock, self.seal = link
-        self.inbox = Inbox(link)
+        self.sock = link.sock
+        self.stream = words(link)
         self.member: Member | None = None
         self.gauged: Gauged | None = None  # its answer, once it has been asked
         self.heard = time.monotonic()
@@ -242,13 +241,13 @@ class Rendezvous:
     def _take(self, guest: _Guest) -> bool:
         """What a guest has sent; False when it has left, or is none."""
         try:
-            words = guest.inbox.receive()
-        except (OSError, ConnectError) as error:
+            said = guest.stream.receive()
+        except (OSError, ValueError) as error:
             if guest.member is not None and not guest.seated:  # else somebody who only asked
                 log.info("a rank that waited has left: %s", error)
             return False
         guest.heard = time.monotonic()
-        for word in words:
+        for word in said:
             if isinstance(word, Member):
                 try:
                     self._judge(word)
@@ -276,7 +275,7 @@ class Rendezvous:
 def _say(guest: _Guest, word: msgspec.Struct) -> bool:
     """Whether it could be sent; a guest reads, or is dropped."""
     try:
-        guest.sock.sendall(frame(word, guest.seal))
+        guest.sock.sendall(guest.stream.frame(word))
     except OSError:
         return False
     return True

@@ -65,6 +65,6 @@ class Frontend:
                 self._heard = time.monotonic()
                 if isinstance(message, Vocabulary | Submit | Embed | Cancel | Shutdown):
                     self._inbox.put(message)
-        except (ChannelClosed, msgspec.MsgspecError, UnicodeDecodeError):
+        except ChannelClosed:
             self._inbox.put(None)
             self.on_end()

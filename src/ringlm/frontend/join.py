@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import NoReturn
 
 from ringlm.cluster.client import serve_rank
 from ringlm.cluster.joining import Line, Offer, call
@@ -18,11 +17,10 @@ from ringlm.errors import ConfigError, ConnectError, ModelError
 from ringlm.frontend import console
 from ringlm.frontend.model import resolve
 from ringlm.frontend.secret import secret_to_join
-from ringlm.frontend.settings import engine_spec
-from ringlm.ring.address import Address, parse_address, parse_port
+from ringlm.frontend.settings import engine_spec, lone_ring
+from ringlm.ring.address import Address, parse_address
 from ringlm.ring.config import DEFAULT_PORT, RingConfig
 from ringlm.ring.handshake import RefusedError
-from ringlm.ring.seal import Mode
 
 _SOON_S = 3.0  # after which a rank 0 that does not answer is worth a word
 _ASK_S = 120.0
@@ -46,12 +44,7 @@ def join(options: JoinOptions) -> NoReturn:
     """The whole command. It does not return; its process becomes the engine's. Raises ConfigError, ModelError and the
     RingError that kept it from joining."""
     rank0 = parse_address(options.rank0, "HOST[:PORT]", DEFAULT_PORT)
-    ring = RingConfig(
-        port=parse_port(os.environ.get("RING_PORT") or 0, "RING_PORT", zero=True),
-        secret=secret_to_join(options.secret_file, rank0),
-        interface=options.interface or os.environ.get("RING_INTERFACE"),
-        seal=cast("Mode | None", options.seal or os.environ.get("RING_SEAL")),  # which it checks
-    )
+    ring = lone_ring(secret_to_join(options.secret_file, rank0), options.interface, options.seal, port=0)
     with contextlib.closing(dial_rank0(rank0, ring)) as line:
         offer = hear_offer(line, rank0)
     if offer.examines:

@@ -12,7 +12,7 @@ import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -20,10 +20,8 @@ from ringlm.cluster.spec import EngineSpec
 from ringlm.errors import ConfigError
 from ringlm.frontend.model import Model, resolve
 from ringlm.frontend.secret import secret_to_lead
-from ringlm.frontend.settings import engine_spec, ring_from_env
-from ringlm.ring.address import parse_port
+from ringlm.frontend.settings import engine_spec, lone_ring, ring_from_env
 from ringlm.ring.config import DEFAULT_PORT, Node, RingConfig, load_cluster_file, parse_nodes, read_secret
-from ringlm.ring.seal import Mode
 
 _ENGINE: Any = {"rich_help_panel": "Engine"}
 _RING: Any = {"rich_help_panel": "Ring"}
@@ -110,9 +108,11 @@ class EngineOptions:
             raise ConfigError("no model; give one with -m: a folder, a GGUF file, a hub id, or demo.")
         split = split_weights(self.split) if self.split is not None else _node_weights(nodes)
         model = resolve(name, self.format)
+        if awaits:
+            ring = lone_ring(secret_to_lead(self.secret_file), self.interface, self.seal, DEFAULT_PORT)
         spec = engine_spec(
             model,
-            ring=self.lone_ring() if awaits else ring,
+            ring=ring,
             awaits=awaits,
             rejoin_timeout_s=rejoin_timeout_s if self.rejoin_timeout is None else self.rejoin_timeout,
             asked=name,
@@ -127,16 +127,6 @@ class EngineOptions:
             adapter=self.adapter,
         )
         return model, spec
-
-    def lone_ring(self) -> RingConfig:
-        """Of a rank 0 that knows no other yet: where it listens, and the secret of those who join."""
-        port = os.environ.get("RING_PORT")
-        return RingConfig(
-            port=parse_port(port, "RING_PORT") if port else DEFAULT_PORT,
-            secret=secret_to_lead(self.secret_file),
-            interface=self.interface or os.environ.get("RING_INTERFACE"),
-            seal=cast("Mode | None", self.seal or os.environ.get("RING_SEAL")),  # which it checks
-        )
 
     def _nodes(self) -> tuple[Node, ...]:
         if self.nodes is not None and self.config is not None:

@@ -6,13 +6,15 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from ringlm.cluster.settings import Settings
 from ringlm.cluster.spec import EngineSpec
 from ringlm.errors import ConfigError
 from ringlm.frontend.model import Model
-from ringlm.ring.address import Address
+from ringlm.ring.address import Address, parse_port
 from ringlm.ring.config import RingConfig
+from ringlm.ring.seal import Mode
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -71,6 +73,17 @@ def engine_spec(
             f"--split has {len(settings.split)} weights for world size {spec.world_size}; give one a rank."
         )
     return spec
+
+
+def lone_ring(secret: bytes | None, interface: str | None, seal: str | None, port: int) -> RingConfig:
+    """Of a process that knows no other rank yet: where it listens, `port` unless RING_PORT says another, and what it
+    shares with those it will meet. Raises ConfigError."""
+    return RingConfig(
+        port=parse_port(os.environ.get("RING_PORT") or port, "RING_PORT", zero=port == 0),
+        secret=secret,
+        interface=interface or os.environ.get("RING_INTERFACE"),
+        seal=cast("Mode | None", seal or os.environ.get("RING_SEAL")),  # which it checks
+    )
 
 
 def ring_from_env() -> RingConfig | None:

@@ -23,7 +23,8 @@ import msgspec
 from ringlm.errors import CollectiveTimeoutError, DesyncError, PeerError, PeerLostError
 from ringlm.ring import wire
 from ringlm.ring.pace import Paces
-from ringlm.ring.seal import Connection, overhead, pack, unpack
+from ringlm.ring.seal import Connection
+from ringlm.ring.stream import Stream
 
 MAX_CONTROL_BYTES = 8192
 _GRACE_S = 2.0
@@ -87,11 +88,11 @@ class _Peer:
     """What is known of the rank at the other end of a control link."""
 
     def __init__(self, connection: Connection, rank: int, name: str, heard: float, relayed: bool) -> None:
-        self.sock, self.seal = connection
+        self.sock = connection.sock
+        self.stream = Stream(connection, _decoder, 2, MAX_CONTROL_BYTES)
         self.outbox = b""  # what is left of a message that the kernel took in part
         self.rank = rank
         self.name = name
-        self.buffer = b""
         self.heard = heard
         self.progress = -1
         self.moved = heard  # when its counter last grew, or it was idle
@@ -212,8 +213,7 @@ class ControlPlane:
             if peer.outbox:
                 peer.outbox = peer.outbox[peer.sock.send(peer.outbox) :]
             if not peer.outbox:
-                body = msgspec.msgpack.encode(message)
-                peer.outbox = pack(len(body).to_bytes(2, "little"), body, peer.seal)
+                peer.outbox = peer.stream.frame(message)
                 peer.outbox = peer.outbox[peer.sock.send(peer.outbox) :]
 
     def _run(self) -> None:
@@ -296,34 +296,18 @@ class ControlPlane:
     def _receive(self, peer: _Peer) -> bool:
         """Take what a peer sent; False when its link has ended."""
         try:
-            data = peer.sock.recv(MAX_CONTROL_BYTES)
-        except BlockingIOError:
-            return True
+            messages = peer.stream.receive()
+        except ValueError as error:
+            self.fail(PeerLostError(f"{peer.name} is lost: its control link {error}.", peer.rank))
+            return False
         except OSError:
-            data = b""
-        if not data:
             peer.ended = time.monotonic()
             if not peer.left and not peer.relayed:
                 self.fail(PeerLostError(f"{peer.name} is lost: it ended, or its link was cut.", peer.rank))
             return False
-        peer.heard = time.monotonic()
-        peer.buffer += data
-        while len(peer.buffer) >= 2:
-            length = int.from_bytes(peer.buffer[:2], "little")
-            if length > MAX_CONTROL_BYTES:
-                self.fail(PeerLostError(f"{peer.name} sent a control message of {length:,} bytes.", peer.rank))
-                return False
-            if len(peer.buffer) < (whole := 2 + overhead(peer.seal) + length):
-                break
-            head, message, peer.buffer = peer.buffer[:2], peer.buffer[2:whole], peer.buffer[whole:]
-            if (body := unpack(head, message, peer.seal)) is None:
-                self.fail(PeerLostError(f"{peer.name} is lost: its control link damages what it carries.", peer.rank))
-                return False
-            try:
-                self._handle(peer, _decoder.decode(body))
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                self.fail(PeerLostError(f"{peer.name} sent a malformed control message: {error}.", peer.rank))
-                return False
+        for message in messages:
+            peer.heard = time.monotonic()
+            self._handle(peer, message)
         return True
 
     def _handle(self, peer: _Peer, message: _Message) -> None:

@@ -1,26 +1,21 @@
-"""Messages of any size over several links: lanes of frames, and how ranks wait for them.
+"""Messages of any size over several links: lanes of frames.
 
 Both directions move at once and nothing blocks while there is something to do, so no payload can
-deadlock. Waiting yields the core for SPIN_S, then sleeps in the kernel: a spinning rank would hold the
-core that its peer needs, a sleeping one takes tens of microseconds to wake. What it does not know: what
-the bytes of a frame mean.
+deadlock. What it does not know: how ranks wait (patience.py), and what the bytes of a frame mean.
 """
 
 from __future__ import annotations
 
-import select
 import socket
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from ringlm.errors import CollectiveTimeoutError, DesyncError
+from ringlm.errors import DesyncError
 from ringlm.ring import wire
 from ringlm.ring.link import Link
-from ringlm.ring.sockets import SPIN_S, yield_core
+from ringlm.ring.patience import Patience
 from ringlm.ring.wire import CALL_BYTES
 
-_POLL_S = 0.5  # a sleeping rank looks this often at its deadline
 _NOW = socket.MSG_DONTWAIT
 _NOTHING = memoryview(bytearray())
 
@@ -318,40 +313,3 @@ def pump(lanes: Sequence[Lane], deadline: float, *, received: bool = False) -> N
             wait.restart()
         else:
             wait.turn([(lane.link, lane.receiving, lane.sending) for lane in lanes], waiting[0].link)
-
-
-class Patience:
-    """A wait with nothing to do: yield the core at first, then sleep until a link is ready, or `awake` is."""
-
-    def __init__(self, deadline: float, awake: socket.socket | None = None) -> None:
-        self._deadline = deadline
-        self._awake = awake
-        self._stop = 0.0
-
-    def restart(self) -> None:
-        """Something has moved."""
-        self._stop = 0.0
-
-    def turn(self, links: Sequence[tuple[Link, bool, bool]], late: Link) -> None:
-        """Wait a little for `links` (each: to read, to write). Raises CollectiveTimeoutError naming `late`."""
-        now = time.perf_counter()
-        if now >= self._deadline:
-            raise CollectiveTimeoutError(
-                f"{late.name} did not take part in the collective in time; it may be busy, stopped or gone.",
-                late.peer,
-            )
-        if not self._stop:
-            self._stop = now + SPIN_S
-        if now < self._stop:
-            yield_core()
-            return
-        poll = select.poll()
-        if self._awake is not None:
-            poll.register(self._awake, select.POLLIN)
-        for link, read, write in links:
-            if write and link.area is not None and link.area.full:
-                poll.register(link.area.credits, select.POLLIN)
-                write = False
-            if read or write:
-                poll.register(link.sock, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
-        poll.poll(max(1.0, 1000.0 * min(_POLL_S, self._deadline - now)))

@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection
 
 from ringlm.errors import PeerLostError
 from ringlm.ring import wire
-from ringlm.ring.lane import Lane, Patience
+from ringlm.ring.lane import Lane
 from ringlm.ring.link import Link
 from ringlm.ring.mailbox import Wanted
 from ringlm.ring.mesh import Mesh
+from ringlm.ring.patience import Patience
 
 
 def post(mesh: Mesh, to: int, data: memoryview, call: bytes, deadline: float) -> None:
