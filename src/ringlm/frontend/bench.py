@@ -8,7 +8,6 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,26 +16,13 @@ from ringlm.cluster.messages import Output
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import ConfigError, RequestError
 from ringlm.frontend import console, plot, rows
+from ringlm.frontend.command_options import BenchOptions
 from ringlm.frontend.options import EngineOptions
 from ringlm.frontend.progress import StartUp
 from ringlm.frontend.switchboard import Engine
 
 _FIRST = 4  # tokens of the prompt before a tg row
 _WAIT_S = 600.0  # for news of any request
-
-
-@dataclasses.dataclass(frozen=True)
-class BenchOptions:
-    """What to measure: `prompt` tokens in, `tokens` out, at each of `concurrency`, `repeat` times after a warm-up."""
-
-    prompt: int
-    tokens: int
-    concurrency: str
-    repeat: int
-    url: str | None
-    api_key: str | None
-    plot: Path | None
-    json: bool
 
 
 @dataclasses.dataclass(frozen=True)

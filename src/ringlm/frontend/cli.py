@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import traceback
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -19,7 +18,8 @@ from ringlm import __version__, logs
 from ringlm.cluster.parent import watch_parent
 from ringlm.errors import RingLMError
 from ringlm.frontend import console, machines
-from ringlm.frontend.options import EngineOptions, engine_options
+from ringlm.frontend.command_options import BenchOptions, CommOptions, PlanOptions, RunOptions
+from ringlm.frontend.options import EngineOptions, command_options
 from ringlm.frontend.server.options import ServeOptions
 
 
@@ -45,9 +45,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_PROMPT: Any = {"rich_help_panel": "Answer"}
-_BENCH: Any = {"rich_help_panel": "Measurement"}
-
 
 @app.callback(invoke_without_command=True)
 def ringlm(
@@ -67,68 +64,11 @@ def ringlm(
     "rank 0 are daemons, and heed none of the answer's options.",
     epilog='Example: ringlm run -m demo --prompt "What is the capital of France?" --temperature 0',
 )
-@engine_options
-def run(
-    engine: EngineOptions,
-    interactive: Annotated[bool, typer.Option("-i", "--interactive", metavar="", help="Chat.", **_PROMPT)] = False,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Answer this and leave.", **_PROMPT)] = None,
-    max_tokens: Annotated[int, typer.Option(metavar="N", help="The longest answer.", **_PROMPT)] = 1024,
-    temperature: Annotated[
-        float, typer.Option(metavar="T", help="0 always takes the likeliest token.", **_PROMPT)
-    ] = 0.7,
-    top_k: Annotated[int, typer.Option(metavar="K", help="Choose among the K likeliest; 0: all.", **_PROMPT)] = 0,
-    top_p: Annotated[
-        float, typer.Option(metavar="P", help="Choose among the likeliest that make up P.", **_PROMPT)
-    ] = 1.0,
-    min_p: Annotated[
-        float, typer.Option(metavar="P", help="Leave out what is below P of the likeliest.", **_PROMPT)
-    ] = 0.0,
-    typical_p: Annotated[
-        float, typer.Option(metavar="P", help="Choose among the most typical that make up P.", **_PROMPT)
-    ] = 1.0,
-    repetition_penalty: Annotated[
-        float, typer.Option(metavar="X", help="Above 1: avoid what is in the prompt or the answer.", **_PROMPT)
-    ] = 1.0,
-    presence_penalty: Annotated[
-        float, typer.Option(metavar="X", help="Above 0: avoid what is in the answer.", **_PROMPT)
-    ] = 0.0,
-    frequency_penalty: Annotated[
-        float, typer.Option(metavar="X", help="The same, for each time that it is there.", **_PROMPT)
-    ] = 0.0,
-    min_tokens: Annotated[int, typer.Option(metavar="N", help="The shortest answer.", **_PROMPT)] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.", **_PROMPT)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="S", help="The same seed, the same answer.", **_PROMPT)] = None,
-    chat_template: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A Jinja template in place of the model's.", **_PROMPT)
-    ] = None,
-    throughput: Annotated[
-        bool, typer.Option("--throughput", metavar="", help="Show tokens per second.", **_PROMPT)
-    ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.", **_PROMPT)
-    ] = False,
-) -> None:
-    from ringlm.engine.request import SamplingParams
-    from ringlm.frontend.run import RunOptions
+@command_options
+def run(engine: EngineOptions, options: RunOptions) -> None:
     from ringlm.frontend.run import run as run_command
 
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        min_tokens=min_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        stop=stop or (),
-        seed=seed,
-    )
-    run_command(engine, RunOptions(prompt, interactive, json, throughput, chat_template), params)
+    run_command(engine, options)
 
 
 @app.command(
@@ -137,7 +77,7 @@ def run(
     "server's options. Ctrl-C or SIGTERM ends it after the answers under way, and a second one at once.",
     epilog="Example: ringlm launch -n 2 -- serve -m demo --port 8000",
 )
-@engine_options
+@command_options
 def serve(engine: EngineOptions, options: ServeOptions) -> None:
     from ringlm.frontend.server.lifecycle import serve as serve_command
 
@@ -152,33 +92,11 @@ def serve(engine: EngineOptions, options: ServeOptions) -> None:
     epilog="Examples: ringlm launch -n 2 -- bench -m model.gguf --quant int4 --concurrency 1,4\n\n"
     "ringlm bench --url http://127.0.0.1:8000/v1 --concurrency 1,4,16",
 )
-@engine_options
-def bench(
-    engine: EngineOptions,
-    prompt: Annotated[int, typer.Option("-p", metavar="N", help="Tokens of the prompt; 0: none.", **_BENCH)] = 512,
-    tokens: Annotated[int, typer.Option("-n", metavar="N", help="Tokens of the answer; 0: none.", **_BENCH)] = 128,
-    concurrency: Annotated[
-        str, typer.Option(metavar="N,N,…", help="Requests at the same time, a row for each.", **_BENCH)
-    ] = "1",
-    repeat: Annotated[int, typer.Option("-r", metavar="N", help="Rounds after a warm-up.", **_BENCH)] = 5,
-    url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Measure the server whose API begins here; -m is its model's id.", **_BENCH),
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(metavar="KEY", envvar="RINGLM_API_KEY", help="What that server asks for.", **_BENCH)
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the rows: a PNG or SVG file.", **_BENCH)
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.", **_BENCH)
-    ] = False,
-) -> None:
-    from ringlm.frontend.bench import BenchOptions
+@command_options
+def bench(engine: EngineOptions, options: BenchOptions) -> None:
     from ringlm.frontend.bench import bench as bench_command
 
-    bench_command(engine, BenchOptions(prompt, tokens, concurrency, repeat, url, api_key, plot, json))
+    bench_command(engine, options)
 
 
 @app.command(
@@ -188,25 +106,11 @@ def bench(
     "what it is compared to, all sizes and all numbers of ranks. Times are rank 0's, of one call.",
     epilog="Example: ringlm bench comm --sizes 1K,6K,1M --world-size 2,3 --against gloo",
 )
-def bench_comm(
-    sizes: Annotated[str, typer.Option(metavar="N,N,…", help="Bytes, with K, M or G.")] = "1K,6K,1M,32M",
-    world_size: Annotated[str, typer.Option(metavar="N,N,…", help="How many ranks; rows for each.")] = "2",
-    dtype: Annotated[str, typer.Option(metavar="float32|bfloat16|float16", help="What is summed.")] = "float32",
-    against: Annotated[str | None, typer.Option(metavar="gloo|nccl", help="Measure this, too.")] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="cpu|cuda", help="Where the tensors are; on cuda ranks share the first GPU.")
-    ] = None,
-    seconds: Annotated[float, typer.Option(metavar="S", help="For each row, roughly.")] = 1.0,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the rows: a PNG or SVG file.")] = None,
-    algorithms: Annotated[
-        bool, typer.Option("--algorithms", metavar="", help="Show which algorithm carries what, and measure nothing.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.")] = False,
-) -> None:
-    from ringlm.frontend.comm import CommOptions
+@command_options
+def bench_comm(options: CommOptions) -> None:
     from ringlm.frontend.comm import bench_comm as bench_comm_command
 
-    bench_comm_command(CommOptions(sizes, world_size, dtype, device, against, seconds, plot, algorithms, json))
+    bench_comm_command(options)
 
 
 @app.command(
@@ -215,38 +119,11 @@ def bench_comm(
     "same words.",
     epilog="Example: ringlm plan -m model.gguf --quant int4 --world-size 2 --split 2,1 --memory 16G,8G",
 )
-def plan(
-    model: Annotated[
-        str,
-        typer.Option("-m", "--model", metavar="MODEL", help="A Hugging Face folder, a GGUF file, a hub id, or demo."),
-    ],
-    format: Annotated[
-        str | None, typer.Argument(metavar="plain|gguf", help="What the model is; detected when left out.")
-    ] = None,
-    world_size: Annotated[int, typer.Option("-n", "--world-size", metavar="N", help="How many ranks.")] = 1,
-    split: Annotated[str | None, typer.Option(metavar="W,W,…", help="The share of each rank, such as 2,1.")] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="S,S,…", help="What each rank has free, such as 16G; else all share what this machine has."
-        ),
-    ] = None,
-    quant: Annotated[str, typer.Option(metavar="none|int8|int4", help="How weights are packed.")] = "none",
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="What to compute in; auto as this CPU would.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(metavar="cpu|cuda|mps", help="What all ranks compute on.")] = "cpu",
-    adapter: Annotated[Path | None, typer.Option(metavar="FOLDER", help="A LoRA adapter that PEFT has saved.")] = None,
-    context: Annotated[int | None, typer.Option(metavar="N", help="Tokens of prompt and answer together.")] = None,
-    max_seqs: Annotated[int | None, typer.Option(metavar="N", help="Requests at the same time.")] = None,
-    json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.")] = False,
-) -> None:
-    from ringlm.frontend.plan import PlanOptions
+@command_options
+def plan(options: PlanOptions) -> None:
     from ringlm.frontend.plan import plan as plan_command
 
-    plan_command(
-        PlanOptions(format, model, world_size, split, context, max_seqs, quant, dtype, device, memory, adapter, json)
-    )
+    plan_command(options)
 
 
 app.add_typer(machines.app)

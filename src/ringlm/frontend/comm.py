@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from pathlib import Path
 
 from ringlm.cluster.comm_bench import Plan, Row, measure
 from ringlm.errors import ConfigError
 from ringlm.frontend import console, plot
+from ringlm.frontend.command_options import CommOptions
 from ringlm.ring.algorithms import Topology, table
 from ringlm.ring.config import RingConfig
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-@dataclasses.dataclass(frozen=True)
-class CommOptions:
-    """The command's options as they were typed."""
-
-    sizes: str
-    world_size: str
-    dtype: str
-    device: str | None
-    against: str | None
-    seconds: float
-    plot: Path | None
-    algorithms: bool
-    json: bool
 
 
 def bench_comm(options: CommOptions) -> None:

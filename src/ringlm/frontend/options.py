@@ -29,7 +29,7 @@ _RING: Any = {"rich_help_panel": "Ring"}
 
 @dataclasses.dataclass(frozen=True)
 class EngineOptions:
-    """The options that every command with a model takes; `engine_options` puts them into a command's signature."""
+    """The options that every command with a model takes; `command_options` puts them into a command's signature."""
 
     format: Annotated[
         str | None, typer.Argument(metavar="plain|gguf", help="What the model is; detected when left out.")
@@ -164,22 +164,21 @@ class EngineOptions:
         return RingConfig.from_nodes(nodes, self.node_rank, **changes)
 
 
-def engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A typer command whose first parameter is an EngineOptions, with that one's fields as options of its own; those of
-    any other dataclass among its parameters likewise."""
-    own = list(inspect.signature(command, eval_str=True).parameters.values())
-    groups = {each.name: _fields(each.annotation) for each in own if dataclasses.is_dataclass(each.annotation)}
-    rest = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own if each.name not in groups]
-    engine, *others = groups.values()
-    shown = [*engine[:2], *itertools.chain(*others), *rest, *engine[2:]]
+def command_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A typer command whose parameters are dataclasses, with their fields as options of its own; of the first, an
+    EngineOptions, format and model come first and the rest last."""
+    groups = {each.name: each.annotation for each in inspect.signature(command, eval_str=True).parameters.values()}
+    first, *others = [_fields(group) for group in groups.values()]
+    shown = [*first[:2], *itertools.chain(*others), *first[2:]]
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
-        for parameter in own:
-            if parameter.name in groups:
-                fields = {field.name: values.pop(field.name) for field in groups[parameter.name]}
-                values[parameter.name] = parameter.annotation(**fields)
-        command(**values)
+        command(
+            **{
+                name: group(**{field.name: values[field.name] for field in dataclasses.fields(group)})
+                for name, group in groups.items()
+            }
+        )
 
     wrapper.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
@@ -191,7 +190,10 @@ def _fields(options: Any) -> list[inspect.Parameter]:
     types = get_type_hints(options, include_extras=True)
     return [
         inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name]
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            annotation=types[field.name],
         )
         for field in dataclasses.fields(options)
     ]

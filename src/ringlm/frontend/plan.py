@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +12,7 @@ from ringlm.cluster.memory import Memory, fits, host_memory, size
 from ringlm.cluster.settings import Settings
 from ringlm.errors import ConfigError
 from ringlm.frontend import console
+from ringlm.frontend.command_options import PlanOptions
 from ringlm.frontend.model import resolve
 from ringlm.frontend.options import split_weights
 from ringlm.models.sizes import BLOCK
@@ -21,24 +20,6 @@ from ringlm.parallel.shard import RankShard
 from ringlm.weights.files import ModelFiles, open_model
 
 _UNITS = {"M": 10**6, "G": 10**9, "T": 10**12}
-
-
-@dataclasses.dataclass(frozen=True)
-class PlanOptions:
-    """The command's options as they were typed."""
-
-    format: str | None
-    model: str
-    world_size: int
-    split: str | None
-    context: int | None
-    max_seqs: int | None
-    quant: str
-    dtype: str
-    device: str
-    memory: str | None
-    adapter: Path | None
-    json: bool
 
 
 def plan(options: PlanOptions) -> None:

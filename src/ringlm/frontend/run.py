@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import ConfigError, RequestError
 from ringlm.frontend import console
 from ringlm.frontend.answer import Completion
 from ringlm.frontend.chat import Chat
+from ringlm.frontend.command_options import RunOptions
 from ringlm.frontend.options import EngineOptions
 from ringlm.frontend.progress import StartUp
 from ringlm.frontend.session import Session
 
 
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """What to answer and how to show it. `prompt` None and not `interactive`: by what stdin is."""
-
-    prompt: str | None
-    interactive: bool
-    json: bool
-    throughput: bool
-    chat_template: Path | None = None
-
-
-def run(engine: EngineOptions, options: RunOptions, params: SamplingParams) -> None:
+def run(engine: EngineOptions, options: RunOptions) -> None:
     """The whole command. On a daemon it does not return; its process becomes the engine's."""
     model, spec = engine.resolve()
     if spec.ring is not None and spec.ring.rank != 0:
         from ringlm.cluster.client import serve_rank
 
         serve_rank(spec)
-    prompt = _prompt(options)
+    prompt, params = _prompt(options), options.params()
     with StartUp() as progress:
         session = Session.start(spec, model, progress.show, options.chat_template)
     with session:
