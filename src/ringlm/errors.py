@@ -26,6 +26,11 @@ class RingLMError(Exception):
 
     exit_status: ClassVar[int] = 1
 
+    @property
+    def kind(self) -> str:
+        """The name of the error of this module that it is, or is a special case of."""
+        return next(kind.__name__ for kind in type(self).__mro__ if kind.__module__ == __name__)
+
 
 class ConfigError(RingLMError):
     """A setting is missing, wrong, or contradicts another; both places are named."""

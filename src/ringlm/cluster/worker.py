@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from ringlm import errors, logs
+from ringlm import logs
 from ringlm.cluster import spec
 from ringlm.cluster.agreement import Refused
 from ringlm.cluster.channel import ChannelClosed
@@ -209,8 +209,7 @@ def _report(error: BaseException, rank: int, frontend: Frontend | None) -> int:
     if isinstance(error, SystemExit):
         return int(error.code or 0)
     if isinstance(error, RingLMError):
-        public = next(kind for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
-        kind, text, status = public.__name__, str(error), error.exit_status
+        kind, text, status = error.kind, str(error), error.exit_status
     else:
         kind, text, status = "InternalError", f"{type(error).__name__}: {error}", 1
     unforeseen = None if isinstance(error, RingLMError) else error

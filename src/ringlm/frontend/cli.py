@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     except usage_error as error:
         return _usage(error)
     except RingLMError as error:
-        console.fail(type(error).__name__, str(error))
+        console.fail(error.kind, str(error))
         return error.exit_status
     except (KeyboardInterrupt, typer.Abort):
         return 130
