@@ -149,9 +149,10 @@ def launch(what: str, world_size: int, rounds: int) -> list[dict[str, Any]]:
 def measure(only: list[str], rounds: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for what in only:
-        rows += launch(what, 2, rounds)
-        if what == "all_reduce":
-            rows += launch(what, 4, max(2, rounds // 3))
+        for world_size, turns in ((2, rounds), (4, max(2, rounds // 3))) if what == "all_reduce" else ((2, rounds),):
+            found = launch(what, world_size, turns)
+            Console(stderr=True).print(report(found))
+            rows += found
     return rows
 
 
