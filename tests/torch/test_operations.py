@@ -85,13 +85,13 @@ def in_order_with_futures(here: Here) -> Any:
 def functional_forms(here: Here) -> Any:
     group, mine = dist.group.WORLD, filled(here.rank + 1, N)
     total = functional.all_reduce(mine, "sum", group) + 0
-    gathered = functional.all_gather_single(mine, 0, group) + 0
-    mean = functional.reduce_scatter_single(gathered, "avg", 0, group) + 0
+    gathered = functional.all_gather_tensor(mine, 0, group) + 0
+    mean = functional.reduce_scatter_tensor(gathered, "avg", 0, group) + 0
     swapped = functional.all_to_all_single(mine, None, None, group) + 0
     first = functional.broadcast(mine, 2, group) + 0
     several = functional.all_reduce_coalesced([mine, mine[:1]], "max", group)
-    gathers = functional.all_gather_single_coalesced([mine, mine[:1]], group)
-    scatters = functional.reduce_scatter_single_coalesced([gathered, mine], "sum", [0, 0], group)
+    gathers = functional.all_gather_into_tensor_coalesced([mine, mine[:1]], group)
+    scatters = functional.reduce_scatter_tensor_coalesced([gathered, mine], "sum", [0, 0], group)
     return [t.tolist() for t in (total, gathered, mean, swapped, first, *several, *gathers, *(s + 0 for s in scatters))]
 
 
@@ -103,13 +103,13 @@ def coalesced_forms(here: Here) -> Any:
         dist.all_reduce(c)
     out = [torch.zeros(N), torch.zeros(2 * N)]
     with dist.distributed_c10d._coalescing_manager(async_ops=True) as manager:
-        dist.all_gather_single(out[0], filled(here.rank, 1))
-        dist.all_gather_single(out[1], filled(here.rank, 2))
+        dist.all_gather_into_tensor(out[0], filled(here.rank, 1))
+        dist.all_gather_into_tensor(out[1], filled(here.rank, 2))
     manager.wait()
     parts = [torch.zeros(1), torch.zeros(2)]
     with dist.distributed_c10d._coalescing_manager():
-        dist.reduce_scatter_single(parts[0], out[0])
-        dist.reduce_scatter_single(parts[1], out[1])
+        dist.reduce_scatter_tensor(parts[0], out[0])
+        dist.reduce_scatter_tensor(parts[1], out[1])
     with dist.distributed_c10d._coalescing_manager(device=torch.device("cpu"), async_ops=True) as manager:
         dist.all_reduce(b, async_op=True)
     manager.wait()
