@@ -38,7 +38,7 @@ PHASES = ("connecting", "loading", "prefill", "decode", "idle", "recovering", "d
 FAULTS = ("kill", "stop", "delay", "throttle", "cut", "half-close", "stall", "damage")
 WORLDS = (2, 3, 4)
 WITHIN_S = 10.0  # for an error
-PATIENCE_S = 120.0  # for anything at all; who needs longer hangs
+PATIENCE_S = 150.0  # for anything at all; who needs longer hangs
 LONG_S = 6.5  # longer than silence is borne
 
 GREEDY = SamplingParams(max_tokens=120, temperature=0, ignore_eos=True)

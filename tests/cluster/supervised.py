@@ -20,7 +20,7 @@ from tests.cables import Cables, Relay
 from tests.cluster.rings import new_ring
 
 SETTINGS = Settings(dtype="float32", context=1024)
-REJOIN_S = 60.0
+REJOIN_S = 100.0  # less than the runs' patience, so that who does not come back is missed
 _QUIET_S = 2.0  # longer than a rank takes that leaves once it is idle
 _LOOK_S = 0.1
 _MARK = "RINGLM_TEST_RING"
