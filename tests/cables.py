@@ -5,6 +5,7 @@ shim in place of a link's socket. One thread carries all of them. Knows nothing 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import math
 import random
@@ -42,7 +43,8 @@ class Way:
         """Tell the receiver that nothing more comes, and take what comes all the same. On the cables' thread."""
         if not self._deaf and not self.writer.is_closing():
             self._deaf = True
-            self.writer.write_eof()
+            with contextlib.suppress(OSError):  # it has left, and who carries finds that, too
+                self.writer.write_eof()
 
     async def carry(self, weather: Weather) -> None:
         """Until the end of what comes, which is passed on as well."""

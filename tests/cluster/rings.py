@@ -92,7 +92,11 @@ class ProcessRing:
         """With what makes that rank dial the others through their relays."""
         own = None if engine.ring is None else engine.ring.rank
         ways = [f"{_port(self.specs[to])}:{relay.port}" for (by, to), relay in self.relays.items() if by == own]
-        cabled = {"PYTHONPATH": str(CABLED), "RINGLM_TEST_RELAYS": ",".join(ways)} if ways else {}
+        cabled = (
+            {"PYTHONPATH": f"{CABLED}:{os.environ.get('PYTHONPATH', '')}", "RINGLM_TEST_RELAYS": ",".join(ways)}
+            if ways
+            else {}
+        )
         return {**self._shared, **cabled}
 
     def close(self) -> None:

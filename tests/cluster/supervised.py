@@ -20,7 +20,7 @@ from tests.cables import Cables, Relay
 from tests.cluster.rings import new_ring
 
 SETTINGS = Settings(dtype="float32", context=1024)
-REJOIN_S = 60.0
+REJOIN_S = 100.0  # less than the runs' patience, so that who does not come back is missed
 _QUIET_S = 2.0  # longer than a rank takes that leaves once it is idle
 _LOOK_S = 0.1
 _MARK = "RINGLM_TEST_RING"
@@ -69,7 +69,6 @@ class Supervised:
         has dialled a rank, and once rank 0 loads. Raises Wrong after `limit_s`."""
         self._cables.used.clear()
         self._ring.daemons += [self._ring.daemon(engine) for engine in self._ring.specs[1:]]
-        self._supervising.set()
         if when_connecting is not None:
             threading.Thread(target=lambda: self._cables.used.wait(limit_s) and when_connecting(), daemon=True).start()
 
@@ -77,15 +76,13 @@ class Supervised:
             if progress.stage == "load" and when_loading is not None:
                 when_loading()
 
-        tries = self.restart_first(limit_s, on_progress)
-        if not self.recovery:
-            self._supervising.clear()
-        return tries
+        return self.restart_first(limit_s, on_progress)
 
     def restart_first(self, limit_s: float, on_progress: Callable[[Progress], None] | None = None) -> int:
         """Rank 0, until the ring is ready; how often it had to be started. Raises Wrong after `limit_s`."""
         if hasattr(self._ring, "client"):
             self._ring.client.close()
+        self._supervising.set()
         deadline, why = time.monotonic() + limit_s, "nothing"
         watchdog = threading.Timer(limit_s, lambda: self.signal(0, signal.SIGKILL))
         watchdog.start()
@@ -93,6 +90,8 @@ class Supervised:
             for tries in itertools.count(1):
                 try:
                     self._ring.start_first(on_progress)
+                    if not self.recovery:
+                        self._supervising.clear()
                     return tries
                 except RingLMError as error:
                     why = f"{type(error).__name__}: {error}"

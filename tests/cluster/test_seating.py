@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +12,16 @@ from ringlm.cluster.agreement import Capabilities
 from ringlm.cluster.gathering import seats
 from ringlm.cluster.growth import PAUSE_S, Growth
 from ringlm.cluster.joining import Member
+from ringlm.cluster.loading import Loader
+from ringlm.cluster.local import local_ring
 from ringlm.cluster.memory import Memory
+from ringlm.cluster.seating import Seating
 from ringlm.cluster.settings import Settings
+from ringlm.cluster.spec import EngineSpec
+from ringlm.errors import PeerLostError
+from ringlm.ring import Heartbeat, Ring
 from ringlm.ring.handshake import Place
+from tests.ring.helpers import together
 
 WHOLE = [0, 1, 2, 3]
 
@@ -72,3 +81,23 @@ def test_a_ring_grows_ever_more_rarely_where_that_fails(monkeypatch: pytest.Monk
     growth.tried(begins=False)
     now += PAUSE_S
     assert growth.due
+
+
+def test_a_ring_that_ends_before_all_have_loaded_is_formed_again(tiny_llama: Path) -> None:
+    """With the ranks that it had, and with one that was started again."""
+    specs = [EngineSpec(model=str(tiny_llama), ring=ring, rejoin_timeout_s=20.0) for ring in local_ring(2)]
+    lost = PeerLostError("rank 1 is lost.", 1)
+    with Seating(Loader(specs[0]), print) as first:
+        with Seating(Loader(specs[1]), print) as second:
+            assert epochs(lambda: first.first(Heartbeat()), lambda: second.first(Heartbeat())) == [0, 0]
+            assert epochs(lambda: first.next(lost), lambda: second.next(lost)) == [1, 1]
+        with Seating(Loader(specs[1]), print) as again:
+            assert epochs(lambda: first.next(lost), lambda: again.first(Heartbeat())) == [2, 2]
+
+
+def epochs(*ways: Callable[[], Ring | None]) -> list[int]:
+    """Those of the ranks' rings, which end then."""
+    rings = together(*ways)
+    for ring in rings:
+        ring.close()
+    return [ring.epoch for ring in rings]

@@ -8,7 +8,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final
 
@@ -21,7 +21,7 @@ from ringlm.cluster.messages import MeasuredLink
 from ringlm.cluster.settings import Settings
 from ringlm.errors import ConnectError, PeerError
 from ringlm.ring import Heartbeat, Ring, RingConfig, connect
-from ringlm.ring.address import network_id
+from ringlm.ring.address import Address, network_id
 from ringlm.ring.cards import own_place
 from ringlm.ring.gauge import Gauges
 from ringlm.ring.handshake import Place, RefusedError
@@ -88,12 +88,7 @@ class Seating:
         deadline = time.monotonic() + self._config.connect_timeout_s
         while True:
             try:
-                return connect(
-                    self._config,
-                    fingerprint=self.loader.files.identity,
-                    heartbeat=self._heartbeat,
-                    listener=self._listener,
-                )
+                return self._connect(self._config)
             except ConnectError as error:
                 # Where ranks of an earlier ring wait, this one cannot form: they meet at rank 0's.
                 refused = error if isinstance(error, RefusedError) else None
@@ -111,18 +106,13 @@ class Seating:
 
     def formed(self, ring: Ring, rejoin_timeout_s: float) -> None:
         """`ring` is ready; whoever comes from now on is sent to rank 0, which waits for a lost rank so long."""
-        assert self._listener is not None
         self.rejoin_timeout_s = rejoin_timeout_s
         self.rank, self.world_size, self.epoch = ring.rank, ring.world_size, ring.epoch
+        self._lead_newcomers(ring)
         if self._gathering is not None:
             self._gathering.growth.formed()
-        if rejoin_timeout_s == 0:
-            if self._gathering is not None:
+            if rejoin_timeout_s == 0:
                 self._gathering.rendezvous.close("rank 0 takes nobody in any more; a lost rank ends its ring.")
-        elif ring.first is not None:
-            self._listener.join_at = msgspec.structs.replace(ring.first, hosts=ring.first.hosts[:_HOSTS])
-            if self.spec.join is None:
-                self._first = ring.first.addresses(network_id())
 
     def spares(self) -> int:
         """How many wait at rank 0's for a place."""
@@ -193,14 +183,27 @@ class Seating:
         config = self._config.replace(
             rank=seat.rank, world_size=seat.world_size, right=seat.right[0], connect_timeout_s=FORM_S
         )
-        return connect(
+        return self._connect(config, seat.epoch, seat.right)
+
+    def _connect(self, config: RingConfig, epoch: int = 0, right: Sequence[Address] = ()) -> Ring:
+        ring = connect(
             config,
             fingerprint=self.loader.files.identity,
             heartbeat=self._heartbeat,
             listener=self._listener,
-            epoch=seat.epoch,
-            right=seat.right,
+            epoch=epoch,
+            right=right,
         )
+        self._lead_newcomers(ring)  # a rank may be lost before all have loaded, and be started again
+        return ring
+
+    def _lead_newcomers(self, ring: Ring) -> None:
+        """Keep in mind where rank 0 is, for this rank and for those that look for their place in a ring that runs."""
+        if ring.first is not None and self._listener is not None:
+            join_at = msgspec.structs.replace(ring.first, hosts=ring.first.hosts[:_HOSTS])
+            self._listener.join_at = join_at if self.rejoin_timeout_s else None
+            if self.spec.join is None:
+                self._first = ring.first.addresses(network_id())
 
     # -- rank 0's ------------------------------------------------------------------------------
 
