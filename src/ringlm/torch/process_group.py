@@ -168,7 +168,7 @@ class RingProcessGroup(_Base):  # type: ignore[misc]
         return self.all_gather_single_coalesced([output], [input], opts)
 
     @elsewhere.other_devices
-    def all_gather_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any) -> Work:
+    def all_gather_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> Work:
         def call() -> None:
             for output, input in zip(outputs, inputs, strict=True):
                 self._ring.all_gather(flat(input.contiguous()), cut(output, self._ring.world_size))
