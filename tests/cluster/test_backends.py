@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_the_group_meets_at_the_master_where_one_is_given(
     with process_ring(str(tiny_llama), 2, tmp_path, settings=settings("gloo")) as ring:
         assert len(tokens(ring)[0]) == 24
         with pytest.raises(OSError, match="in use"):
-            rings.socket.create_server(master)
+            socket.create_server(master)
 
 
 def test_nccl_without_cuda_is_refused(tiny_llama: Path) -> None:
