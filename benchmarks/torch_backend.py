@@ -3,8 +3,8 @@
     python benchmarks/torch_backend.py [--only all_reduce,train,generate] [--rounds 15] [--json]
 
 All-reduces at 2 and at 4 ranks, DistributedDataParallel of a small net and transformers' tensor-parallel generation of
-a random Llama at 2. In each process both backends have a group of the same ranks, and take turns of some calls each.
-Figures are rank 0's.
+a random Llama at 2. In each process both backends have a group of the same ranks, and take turns of some calls each;
+for generation each has processes of its own, by turns. Figures are rank 0's.
 """
 
 from __future__ import annotations
@@ -87,25 +87,21 @@ def row(what: str, backend: str, times: list[float], nbytes: int) -> dict[str, A
     }
 
 
-def generation(groups: dict[str, Any], rounds: int, folder: str) -> list[dict[str, Any]]:
-    """Microseconds a token, of 16 greedy ones after 8."""
-    from torch.distributed.device_mesh import DeviceMesh
+def generation(backend: str, rounds: int, folder: str) -> list[dict[str, Any]]:
+    """Microseconds a token, of 16 greedy ones after 8. The group is that of all ranks: whatever mesh transformers is
+    given, it sums over that one."""
     from transformers import AutoModelForCausalLM
 
     if dist.get_rank() == 0:
         save_model(folder)
     dist.barrier()
     prompt, tokens = torch.arange(8)[None], 16
-
-    def of(group: Any) -> Callable[[], object]:
-        mesh = DeviceMesh.from_group(group, "cpu", mesh_dim_names=("tp",))
-        model = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", device_mesh=mesh, dtype=torch.float32)
-        return partial(
-            model.generate, prompt, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
-        )
-
-    times = in_turns({name: of(group) for name, group in groups.items()}, 1, rounds)
-    return [row("generate", name, [one / tokens for one in found], 0) for name, found in times.items()]
+    model = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", dtype=torch.float32)
+    call = partial(
+        model.generate, prompt, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
+    )
+    times = in_turns({backend: call}, 1, rounds)[backend]
+    return [row("generate", backend, [one / tokens for one in times], 0)]
 
 
 def save_model(folder: str) -> None:
@@ -123,25 +119,25 @@ def save_model(folder: str) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def rank(what: str, rounds: int, folder: str) -> None:
+def rank(what: str, rounds: int, folder: str, backend: str) -> None:
     """A rank's process: what it is to measure, and its rows as JSON on rank 0's stdout."""
     torch.set_num_threads(1)
-    dist.init_process_group("ring")
-    groups = {"ring": dist.group.WORLD, "gloo": dist.new_group(backend="gloo")}
+    dist.init_process_group(backend)
     if what == "generate":
-        rows = generation(groups, rounds, folder)
+        rows = generation(backend, rounds, folder)
     else:
+        groups = {backend: dist.group.WORLD, "gloo": dist.new_group(backend="gloo")}
         rows = (training if what == "train" else all_reduces)(groups, rounds)
     if dist.get_rank() == 0:
         print(json.dumps(rows), flush=True)
     dist.destroy_process_group()
 
 
-def launch(what: str, world_size: int, rounds: int) -> list[dict[str, Any]]:
+def launch(what: str, world_size: int, rounds: int, backend: str = "ring") -> list[dict[str, Any]]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
     environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        command = [*launcher, __file__, "--rank", what, str(rounds), folder]
+        command = [*launcher, __file__, "--rank", what, str(rounds), folder, backend]
         done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, timeout=900, check=True)
     return list(json.loads(done.stdout.strip().splitlines()[-1]))
 
@@ -149,11 +145,20 @@ def launch(what: str, world_size: int, rounds: int) -> list[dict[str, Any]]:
 def measure(only: list[str], rounds: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for what in only:
-        for world_size, turns in ((2, rounds), (4, max(2, rounds // 3))) if what == "all_reduce" else ((2, rounds),):
-            found = launch(what, world_size, turns)
-            Console(stderr=True).print(report(found))
-            rows += found
+        if what == "generate":  # each backend in processes of its own, by turns
+            turns = [launch(what, 2, rounds, backend)[0] for _ in range(3) for backend in BACKENDS]
+            found = [middle([turn for turn in turns if turn["backend"] == backend]) for backend in BACKENDS]
+        else:
+            sizes = ((2, rounds), (4, max(2, rounds // 3))) if what == "all_reduce" else ((2, rounds),)
+            found = [one for world_size, turns in sizes for one in launch(what, world_size, turns)]
+        Console(stderr=True).print(report(found))
+        rows += found
     return rows
+
+
+def middle(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row whose median is the median of all."""
+    return sorted(rows, key=lambda one: float(one["us_p50"]))[len(rows) // 2]
 
 
 def report(rows: list[dict[str, Any]]) -> Table:
@@ -170,7 +175,7 @@ def report(rows: list[dict[str, Any]]) -> Table:
 
 def main() -> None:
     if sys.argv[1:2] == ["--rank"]:
-        rank(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+        rank(sys.argv[2], int(sys.argv[3]), *sys.argv[4:6])
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default="all_reduce,train,generate")
