@@ -71,7 +71,7 @@ def test_a_cache_takes_no_more_than_there_is_and_holds_a_sequence_at_least(tiny_
     plenty = propose([capable(0, GB), capable(1, GB)], files)
     assert (plenty.settings.max_seqs, plenty.settings.blocks) == (16, 16 * 4096 // 64)
     assert blocks(GB, max_seqs=3, context=65) == 3 * 2
-    weights, block = plenty.holdings[1]
+    weights, block, _ = plenty.holdings[1]
     assert blocks(weights + 100 * block * 10 // 9 + 10) == 100
     assert blocks(10) == 64
 
