@@ -167,6 +167,7 @@ class Seating:
             timeout_s=wait_s,
         )
         self.settings = Settings()  # rank 0 has seen what this rank was told
+        log.debug("this is rank %d of %d in epoch %d", seat.rank, seat.world_size, seat.epoch)
         return seat
 
     def _member(self, rank: int, epoch: int, link: socket.socket) -> Member:

@@ -235,6 +235,7 @@ def main() -> int:
     leave_when_idle(worker.work)
     try:
         logs.inherit(rank if engine.join is None else None)
+        log.debug("started")
         worker.run()
     except BaseException as error:  # noqa: BLE001 - the last place; every kind is reported
         status = _report(error, rank, frontend)
