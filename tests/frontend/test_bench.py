@@ -76,7 +76,7 @@ def test_json_has_a_row_for_each_test_and_concurrency(
         assert {name for name in row if name.endswith("_p50")} == {f"{name}_p50" for name in ("ms", *names)}
         assert all(0 < row[f"{name}_p50"] <= row[f"{name}_p90"] <= row[f"{name}_p99"] for name in names)
     assert 0 <= result["comm_share"] <= 1
-    assert result["ranks"][1] == {"device": "cpu", "threads": 1, "weights_bytes": 100, "peak_bytes": 200}
+    assert result["ranks"][1] == {"host": "", "device": "cpu", "threads": 1, "weights_bytes": 100, "peak_bytes": 200}
     (spec,) = started
     assert (spec.settings.max_seqs, spec.settings.context, spec.settings.quant) == (3, 32, "int4")
 
