@@ -134,7 +134,7 @@ def test_nothing_is_left_of_many_requests() -> None:
         async with httpx2.AsyncClient(base_url=url.removesuffix("/v1"), timeout=100) as client:
             await Clients(client).all(count)
 
-    with serving("--context", "2048") as (launcher, url):
+    with serving("--context", "2048", "--quant", "int4") as (launcher, url):
         asyncio.run(ask(AT_ONCE))  # threads that are kept are begun
         time.sleep(1)
         before = held(launcher.pid)

@@ -170,7 +170,7 @@ def test_an_answer_is_stopped_also_by_a_reload(look: Any, start: Any, engine: Fa
     assert "Stopped." in ended(page).inner_text()
     until(lambda: 1 in engine.canceled)
     page.get_by_role("button", name="Answer again").click()
-    page.locator(".assistant.busy .text h3").wait_for()
+    page.locator(".assistant.busy .text h3", has_text="Sums").wait_for()
     page.reload()
     assert "Stopped." in ended(page, "Sums").inner_text()
     until(lambda: 2 in engine.canceled)
