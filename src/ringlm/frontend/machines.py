@@ -10,6 +10,10 @@ import typer
 app = typer.Typer()
 
 
+_Url = Annotated[str, typer.Argument(metavar="[URL]", help="Where it listens.")]
+_ApiKey = Annotated[str | None, typer.Option(metavar="KEY", envvar="RINGLM_API_KEY", help="What the server asks for.")]
+
+
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     help="Start all ranks of a ring from one terminal, on this machine or on others.\n\n"
@@ -76,10 +80,8 @@ def join(
     epilog="Example: ringlm top http://192.168.1.11:8000",
 )
 def top(
-    url: Annotated[str, typer.Argument(metavar="[URL]", help="Where it listens.")] = "http://127.0.0.1:8000",
-    api_key: Annotated[
-        str | None, typer.Option(metavar="KEY", envvar="RINGLM_API_KEY", help="What the server asks for.")
-    ] = None,
+    url: _Url = "http://127.0.0.1:8000",
+    api_key: _ApiKey = None,
     once: Annotated[bool, typer.Option("--once", metavar="", help="Show it once.")] = False,
     json: Annotated[bool, typer.Option("--json", metavar="", help="Print what /v1/ring says, and only that.")] = False,
 ) -> None:
@@ -95,10 +97,8 @@ def top(
     epilog="Example: ringlm status http://192.168.1.11:8000",
 )
 def status(
-    url: Annotated[str, typer.Argument(metavar="[URL]", help="Where it listens.")] = "http://127.0.0.1:8000",
-    api_key: Annotated[
-        str | None, typer.Option(metavar="KEY", envvar="RINGLM_API_KEY", help="What the server asks for.")
-    ] = None,
+    url: _Url = "http://127.0.0.1:8000",
+    api_key: _ApiKey = None,
     json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.")] = False,
 ) -> None:
     from ringlm.frontend.status import StatusOptions

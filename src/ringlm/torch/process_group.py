@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -304,13 +305,12 @@ class RingProcessGroup(_Base):  # type: ignore[misc]
             late = partial(self._late, "rank 0", 0, _BARRIER_TAG)
             RingWork([], back, limit_s + 1.0, late, self._named).wait()
             return
-        deadline = datetime.datetime.now() + datetime.timedelta(seconds=limit_s)
+        deadline = time.monotonic() + limit_s
         here = {peer: ring.expect(torch.zeros(1), peer, _BARRIER_TAG) for peer in range(1, ring.world_size)}
         missing = []
         for peer, handle in here.items():
-            left = (deadline - datetime.datetime.now()).total_seconds()
             try:
-                handle.wait(max(0.0, left))
+                handle.wait(max(0.0, deadline - time.monotonic()))
             except TimeoutError:
                 missing.append(peer)
                 if not wait_all_ranks:
