@@ -26,7 +26,8 @@ class Block(Protocol):
     """One layer."""
 
     def forward(self, hidden: Tensor, step: AttentionStep, kept: Tensor | None = None) -> Tensor:
-        """Adds to `hidden` (T, hidden_size) in place and returns it; or, in the end, a copy of its rows `kept`."""
+        """Adds to `hidden`, float32 (T, hidden_size), in place and returns it; or, in the end, a copy of its rows
+        `kept`."""
         ...
 
 
@@ -82,10 +83,13 @@ class CausalLM:
         return self._logits(hidden[_among_kept(batch, batch.wanted)]), norm(hidden[asked]).float()
 
     def _hidden(self, batch: Batch, cache: KVCache) -> Tensor:
-        """What the layers make of the batch's kept rows, (kept, hidden_size)."""
-        hidden = self._embedding(batch.tokens)  # (T, hidden_size)
+        """What the layers make of the batch's kept rows, float32 (kept, hidden_size)."""
+        embedded = self._embedding(batch.tokens)  # (T, hidden_size)
         if self._embedding_scale is not None:
-            hidden.mul_(self._embedding_scale)
+            embedded.mul_(self._embedding_scale)
+        # The sum of all layers is kept in float32, whatever the products' dtype: rounded after each of them, it would
+        # hold most of the error of a model in bfloat16, the more so the more ranks there are (docs/performance.md).
+        hidden = embedded.float()
         step = AttentionStep(batch, cache, self._attention, len(self.shard.query_heads), len(self.shard.kv_heads))
         for block in self._blocks[:-1]:
             block.forward(hidden, step)

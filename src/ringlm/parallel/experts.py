@@ -78,10 +78,10 @@ class MixtureOfExperts:
         self.led = led and comm.world_size > 1
 
     def add_to(self, residual: Tensor) -> None:
-        """residual (T, in) += the mixture of its norm."""
+        """residual, float32 (T, in), += the mixture of its norm."""
         x = self.norm(residual)
         routes = self._routes_of_rank_0(x) if self.led else self.router(x)
-        residual.add_(self.comm.all_reduce(self.experts(x, routes)))
+        residual.add_(self.comm.all_reduce(self.experts(x, routes).to(self.norm.weight.dtype)))
 
     def _routes_of_rank_0(self, x: Tensor) -> Routes:
         data = None

@@ -62,7 +62,7 @@ def row_parallel(name: str, shape: tuple[int, int], columns: Range, bias: bool) 
 
 
 class Product(Protocol):
-    """A product with a matrix (out, in)."""
+    """A product with a matrix (out, in): it takes activations of any dtype, and gives them in the model's."""
 
     @property
     def nbytes(self) -> int: ...
@@ -90,7 +90,7 @@ _FEW = {
 
 
 class Dense:
-    """The matrix as it is, in the dtype of the activations."""
+    """The matrix as it is, in the model's dtype."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight.contiguous()
@@ -108,8 +108,8 @@ class Dense:
         x = x if prologue is None else prologue(x)
         if 0 < x.shape[0] <= self._few:
             wide = self._product(self.weight, x)
-            return (wide if bias is None else wide.add_(bias)).to(x.dtype)
-        return F.linear(x, self.weight, bias)
+            return (wide if bias is None else wide.add_(bias)).to(self.weight.dtype)
+        return F.linear(x.to(self.weight.dtype), self.weight, bias)
 
     def rows(self, indices: Tensor) -> Tensor:
         if not self.weight.shape[0]:
@@ -142,8 +142,8 @@ class RowParallel:
         self.matrix, self.bias, self.comm, self.prologue, self.norm = matrix, bias, comm, prologue, norm
 
     def add_to(self, residual: Tensor, x: Tensor) -> None:
-        """residual (T, out) += the sum over ranks of their products with x, + bias once, normed if there is a norm; x
-        is (T, this rank's inputs), or what the prologue takes."""
+        """residual, float32 (T, out), += the sum over ranks of their products with x, + bias once, normed if there is
+        a norm; x is (T, this rank's inputs), or what the prologue takes."""
         total = self.comm.all_reduce(self.matrix(x, None, self.prologue))
         if self.bias is not None:
             total.add_(self.bias)

@@ -186,7 +186,7 @@ class PackedMatrix:
             result = self._by_unpacking(x, tokens, prologue)
         if bias is not None:
             result.add_(bias)
-        return result if x.dtype is torch.float32 else result.to(x.dtype)
+        return result if self._dtype is torch.float32 else result.to(self._dtype)
 
     def _by_bytes(self, x: Tensor, tokens: int, prologue: Prologue | None) -> Tensor:
         """Activations rounded to 8 bits, float32 out: for few of them."""

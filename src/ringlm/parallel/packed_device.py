@@ -80,7 +80,7 @@ class DevicePacked:
         return sum(segment.nbytes for segment in self._segments)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, prologue: Prologue | None = None) -> Tensor:
-        x = x if prologue is None else prologue(x)
+        x = (x if prologue is None else prologue(x)).to(self._dtype)
         out = x.new_empty(x.shape[0], self._rows)
         if self._products and x.shape[0] <= FEW:
             self._from_codes(x, out)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class RmsNorm:
-    """x / sqrt(mean(x ** 2) + eps) * weight, arXiv:1910.07467; weight (size,), of x's dtype or float32."""
+    """x / sqrt(mean(x ** 2) + eps) * weight, arXiv:1910.07467; weight (size,), of the model's dtype or float32."""
 
     weight: Tensor
     eps: float
@@ -26,7 +26,7 @@ class RmsNorm:
     def __call__(self, x: Tensor) -> Tensor:
         """(T, size) to (T, size)."""
         if not x.is_cpu:
-            return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps).to(x.dtype)
+            return F.rms_norm(x.float(), self.weight.shape, self._wide_weight, self.eps).to(x.dtype)
         from ringlm.parallel.kernels.rows import rms_norm
 
         wide = x.float().contiguous()
