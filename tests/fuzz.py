@@ -29,11 +29,13 @@ from ringlm.engine.messages import SequenceStep, StepMessage, StopMessage, encod
 from ringlm.errors import RingError, RingLMError
 from ringlm.ring import wire
 from ringlm.ring.cards import Card, Chain
-from ringlm.ring.control import Abort, Beat, Bye, ControlPlane, Heartbeat
+from ringlm.ring.control import ControlPlane, Heartbeat
 from ringlm.ring.gauge import Reading
 from ringlm.ring.handshake import MAGIC, PROTOCOL, Hello, Place, Terms, Welcome, initiate, respond
-from ringlm.ring.lane import Lane, pump
+from ringlm.ring.lane import Lane
 from ringlm.ring.link import Link
+from ringlm.ring.mesh import Mesh
+from ringlm.ring.peer import Abort, Beat, Bye
 from ringlm.ring.seal import TAG_BYTES, Connection, Keys, Seal, pack, unpack
 from ringlm.ring.sockets import tune
 
@@ -104,7 +106,7 @@ def frames(make: Callable[[], Seal] | None) -> Callable[[bytes], None]:
             lane.receive(into)
             lane.receive_sized(room)
             lane.receive_sized(room)
-            pump([lane], time.perf_counter() + 5.0)
+            Mesh.pump([lane], time.perf_counter() + 5.0)
 
     return read
 

@@ -102,7 +102,7 @@ def test_mistakes_of_the_caller_are_refused_before_anything_moves(
                 ring.gather_bytes(bytes(300))
         return ring.all_reduce(torch.ones(1)).item()
 
-    monkeypatch.setattr("ringlm.ring.collectives.MAX_MESSAGE_BYTES", 200)
+    monkeypatch.setattr("ringlm.ring.moving.MAX_MESSAGE_BYTES", 200)
     assert each(rings, work) == [len(rings)] * len(rings)
 
 

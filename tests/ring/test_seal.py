@@ -12,8 +12,9 @@ import torch
 
 from ringlm.errors import ConfigError, PeerLostError
 from ringlm.ring import Heartbeat, Ring, RingConfig
-from ringlm.ring.control import Abort, Beat, ControlPlane
+from ringlm.ring.control import ControlPlane
 from ringlm.ring.handshake import Agreed, RefusedError, Terms, initiate, respond
+from ringlm.ring.peer import Abort, Beat
 from ringlm.ring.seal import TAG_BYTES, Connection, Keys, Mode, Seal, pack, unpack
 from tests.ring.helpers import configs, contribution, each, expected_sum, thread_ring
 from tests.ring.test_handshake import HELLO, Side, accept, converse
@@ -182,7 +183,7 @@ def test_a_message_that_the_kernel_takes_in_part_goes_on_later() -> None:
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     sent = 0
     while not peer.outbox:
-        plane._send(peer, Beat(sent, True, b"x" * 32))
+        peer.send(Beat(sent, True, b"x" * 32))
         sent += 1
     theirs.settimeout(0.1)
     stream = b""
@@ -190,7 +191,7 @@ def test_a_message_that_the_kernel_takes_in_part_goes_on_later() -> None:
         with contextlib.suppress(TimeoutError):
             while True:
                 stream += theirs.recv(1 << 16)
-        plane._send(peer, Beat(sent + more, True, b"x" * 32))
+        peer.send(Beat(sent + more, True, b"x" * 32))
     found = []
     while len(stream) > 2:
         end = 2 + TAG_BYTES + int.from_bytes(stream[:2], "little")

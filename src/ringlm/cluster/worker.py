@@ -36,7 +36,7 @@ from ringlm.engine.follower import follow
 from ringlm.errors import ConnectError, PeerError, RingLMError
 from ringlm.parallel.communicator import Communicator
 from ringlm.ring import Heartbeat, Ring
-from ringlm.ring.collectives import last_words
+from ringlm.ring.calls import last_words
 
 RECOVERIES = 3  # without progress between them: a token, or a ring that has held
 HELD_S = 60.0

@@ -7,66 +7,27 @@ green while the engine is stuck. The first failure that any rank sees reaches al
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import math
 import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated
-
-import msgspec
 
 from ringlm.errors import CollectiveTimeoutError, DesyncError, PeerError, PeerLostError
 from ringlm.ring import wire
 from ringlm.ring.pace import Paces
+from ringlm.ring.peer import MAX_CONTROL_BYTES, MAX_TRAFFIC, Abort, Beat, Bye, Peer
 from ringlm.ring.seal import Connection
-from ringlm.ring.stream import Stream
 
-MAX_CONTROL_BYTES = 8192
 _GRACE_S = 2.0
-_MAX_TRAFFIC = 256  # links that a beat tells of; with 28 bytes each they fit into a message
 
-log = logging.getLogger("ringlm.ring")
-
-
-class Beat(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
-    """Alive. `progress` counts steps; `busy`: computing, so the count should grow; `call` is that of
-    the collective this rank is in, or empty. `clock` is the sender's, in seconds, and `echo` the receiver's, as the
-    sender knows it by the last beat from there: what that clock is ahead of it is the round trip. `computed` adds up
-    the seconds that steps took outside of collectives. `traffic` is that of the sender's data links to ranks above it,
-    as (rank, bytes sent, received), which rank 0 cannot know otherwise."""
-
-    progress: int
-    busy: bool
-    call: Annotated[bytes, msgspec.Meta(max_length=wire.CALL_BYTES)] = b""
-    clock: float = 0.0
-    echo: float | None = None
-    computed: float = 0.0
-    traffic: Annotated[list[tuple[int, int, int]], msgspec.Meta(max_length=_MAX_TRAFFIC)] = []
-
-
-class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
-    """The ring has ended because of `rank`, as `reporter` saw. `kind` names a PeerError."""
-
-    rank: int
-    kind: str
-    text: str
-    reporter: int
-
-
-class Bye(msgspec.Struct, frozen=True, array_like=True, tag="bye"):
-    """This rank leaves in order."""
-
-
-_Message = Beat | Abort | Bye
-_decoder: msgspec.msgpack.Decoder[_Message] = msgspec.msgpack.Decoder(_Message)
 _KINDS: dict[str, type[PeerError]] = {
     kind.__name__: kind for kind in (PeerLostError, CollectiveTimeoutError, DesyncError)
 }
+
+log = logging.getLogger("ringlm.ring")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,27 +43,6 @@ class Heartbeat:
     interval_s: float = 1.0
     silence_s: float = 5.0
     stall_s: float = 60.0
-
-
-class _Peer:
-    """What is known of the rank at the other end of a control link."""
-
-    def __init__(self, connection: Connection, rank: int, name: str, heard: float, relayed: bool) -> None:
-        self.sock = connection.sock
-        self.stream = Stream(connection, _decoder, 2, MAX_CONTROL_BYTES)
-        self.outbox = b""  # what is left of a message that the kernel took in part
-        self.rank = rank
-        self.name = name
-        self.heard = heard
-        self.progress = -1
-        self.moved = heard  # when its counter last grew, or it was idle
-        self.call = b""
-        self.traffic: list[tuple[int, int, int]] = []
-        self.offset: float | None = None  # of its clock to ours, less the way of its last beat
-        self.round_trip_s: float | None = None
-        self.left = False
-        self.relayed = relayed
-        self.ended = math.inf  # when its link did
 
 
 class ControlPlane:
@@ -127,10 +67,8 @@ class ControlPlane:
         self._heartbeat = heartbeat
         now = time.monotonic()
         self._peers = {
-            peer: _Peer(link, peer, names[peer], now + patience_s, peer in relayed) for peer, link in links.items()
+            peer: Peer(link, peer, names[peer], now + patience_s, peer in relayed) for peer, link in links.items()
         }
-        for peer in self._peers.values():
-            peer.sock.setblocking(False)
         self._calls: tuple[bytes, ...] = ()
         self._calls_since = now
         self._lock = threading.RLock()  # what `on_failure` does may come back here
@@ -160,7 +98,7 @@ class ControlPlane:
                 text = str(error)[: MAX_CONTROL_BYTES // 8]  # at most four bytes a character
                 message = Abort(error.rank, type(error).__name__, text, self.rank if reporter is None else reporter)
                 for peer in self._peers.values():
-                    self._send(peer, message)
+                    peer.send(message)
                 self._on_failure(error)
                 self._failed.set()
             return self.failure or error
@@ -194,27 +132,14 @@ class ControlPlane:
             self._closed = True
             if self.failure is None:
                 for peer in self._peers.values():
-                    self._send(peer, Bye())
+                    peer.send(Bye())
         self._wake.send(b"x")
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(5.0)
         for peer in self._peers.values():
-            # What is closed unread is answered by a reset, which may overtake our last words.
-            with contextlib.suppress(OSError):
-                while peer.sock.recv(MAX_CONTROL_BYTES):
-                    pass
-            peer.sock.close()
+            peer.close()
         self._wake.close()
         self._woken.close()
-
-    def _send(self, peer: _Peer, message: _Message) -> None:
-        # A peer that reads nothing loses messages, and is found by its own silence.
-        with contextlib.suppress(OSError):
-            if peer.outbox:
-                peer.outbox = peer.outbox[peer.sock.send(peer.outbox) :]
-            if not peer.outbox:
-                peer.outbox = peer.stream.frame(message)
-                peer.outbox = peer.outbox[peer.sock.send(peer.outbox) :]
 
     def _run(self) -> None:
         try:
@@ -247,12 +172,12 @@ class ControlPlane:
         if self._heartbeat.alive():
             progress, busy = self._heartbeat.progress()
             computed_s, call, clock = self._heartbeat.computed_s(), self._call(), time.monotonic()
-            traffic = self._traffic()[:_MAX_TRAFFIC] if self.rank else []
+            traffic = self._traffic()[:MAX_TRAFFIC] if self.rank else []
             self._observe(self.rank, clock, progress, computed_s)
             with self._lock:
                 for peer in self._peers.values():
                     echo = None if peer.offset is None else clock + peer.offset
-                    self._send(peer, Beat(progress, busy, call, clock, echo, computed_s, traffic))
+                    peer.send(Beat(progress, busy, call, clock, echo, computed_s, traffic))
 
     def _observe(self, rank: int, at_s: float, progress: int, computed_s: float) -> None:
         """Rank 0 notices which rank all others wait for, and says so when that changes."""
@@ -293,10 +218,10 @@ class ControlPlane:
             if wire.contradict(mine, peer.call):
                 self.fail(DesyncError(wire.mismatch(0, mine, peer.name, peer.call), peer.rank))
 
-    def _receive(self, peer: _Peer) -> bool:
+    def _receive(self, peer: Peer) -> bool:
         """Take what a peer sent; False when its link has ended."""
         try:
-            messages = peer.stream.receive()
+            messages = peer.receive()
         except ValueError as error:
             self.fail(PeerLostError(f"{peer.name} is lost: its control link {error}.", peer.rank))
             return False
@@ -306,25 +231,13 @@ class ControlPlane:
                 self.fail(PeerLostError(f"{peer.name} is lost: it ended, or its link was cut.", peer.rank))
             return False
         for message in messages:
-            peer.heard = time.monotonic()
-            self._handle(peer, message)
+            if isinstance(message, Beat):
+                self._observe(peer.rank, peer.heard, message.progress, message.computed)
+            elif isinstance(message, Abort):
+                kind, rank = _KINDS.get(message.kind, PeerLostError), message.rank
+                if kind is DesyncError and rank == self.rank:
+                    rank = message.reporter  # each side of a mismatch names the other
+                if not 0 <= rank < len(self._names):
+                    rank = peer.rank
+                self.fail(kind(message.text, rank), message.reporter)
         return True
-
-    def _handle(self, peer: _Peer, message: _Message) -> None:
-        if isinstance(message, Beat):
-            if message.progress != peer.progress or not message.busy:
-                peer.progress, peer.moved = message.progress, peer.heard
-            self._observe(peer.rank, peer.heard, message.progress, message.computed)
-            peer.call, peer.traffic = message.call, message.traffic
-            peer.offset = message.clock - peer.heard
-            if message.echo is not None:
-                peer.round_trip_s = peer.heard - message.echo
-        elif isinstance(message, Bye):
-            peer.left = True
-        else:
-            kind, rank = _KINDS.get(message.kind, PeerLostError), message.rank
-            if kind is DesyncError and rank == self.rank:
-                rank = message.reporter  # each side of a mismatch names the other
-            if not 0 <= rank < len(self._names):
-                rank = peer.rank
-            self.fail(kind(message.text, rank), message.reporter)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from ringlm.errors import DesyncError
 from ringlm.ring import wire
 from ringlm.ring.link import Link
-from ringlm.ring.patience import Patience
 from ringlm.ring.wire import CALL_BYTES
 
 _NOW = socket.MSG_DONTWAIT
@@ -293,23 +292,3 @@ class Lane:
         mine = self._in[0].call if self._in else self._call
         text = wire.mismatch(self._rank, mine, self.link.name, theirs)
         return DesyncError(f"{text} ({why}.)" if why else text, self.link.peer)
-
-
-def pump(lanes: Sequence[Lane], deadline: float, *, received: bool = False) -> None:
-    """Move bytes until every lane has sent and received all that it holds; with `received`, received it.
-
-    Raises what `Lane.move` does, or CollectiveTimeoutError naming the first peer that is behind at
-    `deadline` (on `time.perf_counter`).
-    """
-    wait = Patience(deadline)
-    while True:
-        moved = False
-        for lane in lanes:
-            moved |= lane.move()
-        waiting = [lane for lane in lanes if lane.receiving or (lane.sending and not received)]
-        if not waiting:
-            return
-        if moved:
-            wait.restart()
-        else:
-            wait.turn([(lane.link, lane.receiving, lane.sending) for lane in lanes], waiting[0].link)

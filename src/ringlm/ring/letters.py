@@ -11,13 +11,89 @@ import contextlib
 import socket
 from collections.abc import Callable, Collection
 
+import torch
+
 from ringlm.errors import PeerLostError
 from ringlm.ring import wire
+from ringlm.ring.background import Handle
+from ringlm.ring.calls import Calls
 from ringlm.ring.lane import Lane
 from ringlm.ring.link import Link
 from ringlm.ring.mailbox import Wanted
 from ringlm.ring.mesh import Mesh
 from ringlm.ring.patience import Patience
+from ringlm.ring.wire import Operation, pack_call
+
+
+class Letters(Calls):
+    """`send` and `recv` between the ranks of a group."""
+
+    def send(self, tensor: torch.Tensor, to: int, tag: int = 0) -> None:
+        """Send `tensor` to rank `to`, whose `recv` names the same tag; returns once it is on its way."""
+        self._check_peer(to)
+        (flat,) = self._staging.take([tensor])
+        call = self._letter(flat, self.rank, tag)
+        self._guard(call, post, self._mesh, to, wire.view(flat))
+
+    def recv(self, tensor: torch.Tensor, source: int | None = None, tag: int = 0) -> int:
+        """Overwrite `tensor` with what rank `source`, or any, sends with this tag; the rank it came from.
+
+        Letters of one rank with one tag arrive in the order in which they were sent.
+        """
+        here: list[int] = []
+        call, wanted = self._want(tensor, source, tag, lambda: here.append(0))
+
+        def move(call: bytes, deadline: float) -> None:
+            want(self._mesh, wanted)
+            fetch(self._mesh, wanted, lambda: bool(here), deadline)
+
+        self._guard(call, move)
+        return self._received(tensor, wanted)
+
+    def expect(self, tensor: torch.Tensor, source: int | None = None, tag: int = 0) -> Handle[int]:
+        """`recv` that waits for its letter beside all that is submitted: what follows it need not wait for it."""
+        handle: Handle[int] = Handle()
+
+        def begin() -> None:
+            try:
+                call, wanted = self._want(
+                    tensor, source, tag, lambda: handle.finish(lambda: self._received(tensor, wanted))
+                )
+                self._guard(call, lambda _, __: want(self._mesh, wanted))
+            except BaseException as error:  # noqa: BLE001  it is raised where it is waited for
+                handle.fail(error)
+
+        self._ring.expects(handle)
+        self._ring.submit(begin)
+        return handle
+
+    def _letter(self, flat: torch.Tensor, source: int, tag: int) -> bytes:
+        """The call of a letter, which is about to be made."""
+        self._ring.settle_down()
+        if not 0 <= tag < 1 << 64:
+            raise ValueError(f"tag is {tag}; a tag is a number from 0, of 64 bits at most.")
+        code = self._code(flat.dtype)
+        return pack_call(tag, self._ring.epoch, self._group, Operation.SEND, code, 0, source, flat.nbytes)
+
+    def _want(
+        self, tensor: torch.Tensor, source: int | None, tag: int, arrived: Callable[[], None]
+    ) -> tuple[bytes, Wanted]:
+        """A receive into `tensor`, or into host memory for it, and its call."""
+        if source is not None or not self._others:
+            self._check_peer(self.rank if source is None else source)
+        (flat,) = self._staging.take([tensor], read=False)
+        calls = {peer: self._letter(flat, peer, tag) for peer in (self._others if source is None else (source,))}
+        return next(iter(calls.values())), Wanted(calls, flat, arrived)
+
+    def _received(self, tensor: torch.Tensor, wanted: Wanted) -> int:
+        """The letter in its place; whose it was."""
+        self._staging.give(tensor, wanted.flat)
+        assert wanted.source is not None
+        return wanted.source
+
+    def _check_peer(self, rank: int) -> None:
+        if rank not in self._mesh.links:
+            raise ValueError(f"rank {self.rank} of {self.world_size} has no peer of rank {rank}.")
 
 
 def post(mesh: Mesh, to: int, data: memoryview, call: bytes, deadline: float) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from ringlm.ring import wire
-from ringlm.ring.lane import Lane, pump
+from ringlm.ring.lane import Lane
 from ringlm.ring.link import Link
+from ringlm.ring.patience import Patience
 
 if TYPE_CHECKING:
     from ringlm.ring.swap import Swap
@@ -46,9 +47,25 @@ class Mesh:
         """An empty lane to every peer."""
         return {peer: self.lane(peer, call) for peer in self.links}
 
-    def pump(self, lanes: Sequence[Lane], deadline: float, *, received: bool = False) -> None:
-        """See `lane.pump`."""
-        pump(lanes, deadline, received=received)
+    @staticmethod
+    def pump(lanes: Sequence[Lane], deadline: float, *, received: bool = False) -> None:
+        """Move bytes until every lane has sent and received all that it holds; with `received`, received it.
+
+        Raises what `Lane.move` does, or CollectiveTimeoutError naming the first peer that is behind at
+        `deadline` (on `time.perf_counter`).
+        """
+        wait = Patience(deadline)
+        while True:
+            moved = False
+            for lane in lanes:
+                moved |= lane.move()
+            waiting = [lane for lane in lanes if lane.receiving or (lane.sending and not received)]
+            if not waiting:
+                return
+            if moved:
+                wait.restart()
+            else:
+                wait.turn([(lane.link, lane.receiving, lane.sending) for lane in lanes], waiting[0].link)
 
     def swap(self, call: bytes, flat: torch.Tensor, deadline: float, *, add: bool) -> list[torch.Tensor]:
         """Send `flat` (one frame) to every peer and receive as much from each: scratch, in rank order. With `add`, and

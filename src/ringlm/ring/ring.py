@@ -18,7 +18,8 @@ from ringlm.ring.address import is_loopback
 from ringlm.ring.admission import Admission
 from ringlm.ring.algorithms import Limits
 from ringlm.ring.background import Background, Handle
-from ringlm.ring.collectives import Collectives, last_words
+from ringlm.ring.calls import last_words
+from ringlm.ring.collectives import Collectives
 from ringlm.ring.control import ControlPlane
 from ringlm.ring.handshake import Place
 from ringlm.ring.link import Link

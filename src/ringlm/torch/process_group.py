@@ -19,28 +19,18 @@ from typing import Any
 
 import torch
 from torch._C._distributed_c10d import Store
-from torch.distributed import ProcessGroup, ReduceOp, Work
+from torch.distributed import ProcessGroup, Work
 
 from ringlm.errors import CollectiveTimeoutError, PeerError
 from ringlm.ring import Ring
 from ringlm.torch import elsewhere
-from ringlm.torch.sparse import all_reduce_sparse
+from ringlm.torch.reducing import all_reduce, all_reduce_sparse, reduction_of
 from ringlm.torch.tensors import bare, cut, flat, parts
 from ringlm.torch.work import RingWork
 
 Tensors = list[torch.Tensor]
 _Base: Any = ProcessGroup  # whose methods torch declares with more forms than it calls
 
-_REDUCTIONS: dict[ReduceOp, str] = {
-    ReduceOp(ReduceOp.SUM): "sum",
-    ReduceOp(ReduceOp.AVG): "avg",
-    ReduceOp(ReduceOp.PRODUCT): "product",
-    ReduceOp(ReduceOp.MIN): "min",
-    ReduceOp(ReduceOp.MAX): "max",
-    ReduceOp(ReduceOp.BAND): "and",
-    ReduceOp(ReduceOp.BOR): "or",
-    ReduceOp(ReduceOp.BXOR): "xor",
-}
 _BARRIER_TAG = (1 << 63) + 1  # of letters of monitored_barrier; torch's tags are below
 
 
@@ -112,21 +102,21 @@ class RingProcessGroup(_Base):  # type: ignore[misc]
     @elsewhere.other_devices
     def allreduce(self, tensors: Tensors, opts: Any) -> Work:
         if tensors[0].is_sparse:
-            return self._do(opts, tensors, all_reduce_sparse, self._ring, tensors[0], _reduction(opts))
-        return self._do(opts, tensors, self._all_reduce, tensors, _reduction(opts))
+            return self._do(opts, tensors, all_reduce_sparse, self._ring, tensors[0], reduction_of(opts))
+        return self._do(opts, tensors, all_reduce, self._ring, tensors, reduction_of(opts))
 
     @elsewhere.other_devices
     def allreduce_coalesced(self, tensors: Tensors, opts: Any) -> Work:
-        return self._do(opts, tensors, self._all_reduce, tensors, _reduction(opts))
+        return self._do(opts, tensors, all_reduce, self._ring, tensors, reduction_of(opts))
 
     @elsewhere.other_devices
     def reduce(self, tensors: Tensors, opts: Any) -> Work:
-        root, reduction = opts.rootRank, _reduction(opts)
-        return self._do(opts, tensors, self._ring.reduce, bare(tensors[opts.rootTensor]), root, reduction)
+        tensor, reduction = bare(tensors[opts.rootTensor]), reduction_of(opts)
+        return self._do(opts, tensors, self._ring.reduce, tensor, opts.rootRank, reduction)
 
     @elsewhere.other_devices
     def reduce_scatter(self, outputs: Tensors, inputs: list[Tensors], opts: Any) -> Work:
-        call = partial(self._ring.reduce_scatter, reduction=_reduction(opts), out=bare(outputs[0]))
+        call = partial(self._ring.reduce_scatter, reduction=reduction_of(opts), out=bare(outputs[0]))
         return self._do(opts, outputs, call, [bare(tensor) for tensor in inputs[0]])
 
     @elsewhere.other_devices
@@ -135,7 +125,7 @@ class RingProcessGroup(_Base):  # type: ignore[misc]
 
     @elsewhere.other_devices
     def reduce_scatter_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any) -> Work:
-        reduction = _reduction(opts)
+        reduction = reduction_of(opts)
 
         def call() -> None:
             for output, input in zip(outputs, inputs, strict=True):
@@ -215,12 +205,14 @@ class RingProcessGroup(_Base):  # type: ignore[misc]
         return self._do(None, tensors, self._ring.send, bare(tensors[0]), to, tag)
 
     @elsewhere.other_devices
-    def recv(self, tensors: Tensors, source: int, tag: int) -> Work:
-        return self._receive(tensors, source, tag)
+    def recv(self, tensors: Tensors, source: int | None, tag: int) -> Work:
+        handle = self._ring.expect(bare(tensors[0]), source, tag)
+        what = f"rank {source}" if source is not None else "any rank"
+        return RingWork(tensors, handle, self._ring.timeout_s, partial(self._late, what, source, tag), self._named)
 
     @elsewhere.other_devices
     def recv_anysource(self, tensors: Tensors, tag: int) -> Work:
-        return self._receive(tensors, None, tag)
+        return self.recv(tensors, None, tag)
 
     def _start_coalescing(self, device: torch.device) -> None:
         """Nothing: what follows is queued as it comes."""
@@ -268,29 +260,10 @@ class RingProcessGroup(_Base):  # type: ignore[misc]
                 f"{error} In this group of ranks {list(self._ranks)} rank {error.rank} is rank {rank} of all.", rank
             ) from error
 
-    def _all_reduce(self, tensors: Tensors, reduction: str) -> None:
-        """In place; several of one dtype and device in one go."""
-        kinds: dict[tuple[torch.dtype, torch.device], Tensors] = {}
-        for tensor in tensors:
-            kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-        for alike in kinds.values():
-            if len(alike) == 1:
-                self._ring.all_reduce(alike[0], reduction)
-                continue
-            whole = self._ring.all_reduce(torch.cat([tensor.detach().reshape(-1) for tensor in alike]), reduction)
-            for tensor, part in zip(alike, whole.split_with_sizes([tensor.numel() for tensor in alike]), strict=True):
-                tensor.detach().copy_(part.view(tensor.shape))
-
-    def _receive(self, tensors: Tensors, source: int | None, tag: int) -> Work:
-        handle = self._ring.expect(bare(tensors[0]), source, tag)
-        what = f"rank {source}" if source is not None else "any rank"
-        return RingWork(tensors, handle, self._ring.timeout_s, partial(self._late, what, source, tag), self._named)
-
     def _late(self, what: str, source: int | None, tag: int) -> Exception:
         """Nothing has come from `what` in time: end the group."""
-        first = next(rank for rank in range(self._ring.world_size) if rank != self._ring.rank)
         text = f"{what} sent nothing with tag {tag} within {self._ring.timeout_s:g} s; it may be busy, stopped or gone."
-        return self._ring.settle(CollectiveTimeoutError(text, first if source is None else source))
+        return self._ring.settle(CollectiveTimeoutError(text, int(self._ring.rank == 0) if source is None else source))
 
     def _other(self, device: str) -> ProcessGroup | None:
         """Who has the tensors of a type of device that "cpu:ring,cuda:nccl" gives to another backend."""
@@ -327,10 +300,3 @@ class RingProcessGroup(_Base):  # type: ignore[misc]
 def _leave(ring: Ring, process: int) -> None:
     if os.getpid() == process:  # not one that was forked from it, as DataLoader does
         ring.close()
-
-
-def _reduction(options: Any) -> str:
-    try:
-        return _REDUCTIONS[options.reduceOp]
-    except KeyError:
-        raise ValueError(f"the backend 'ring' does not know the reduction {options.reduceOp}.") from None
