@@ -48,10 +48,10 @@ def answer(pieces: Iterable[Piece]) -> None:
         write(piece.text)
 
 
-def note(text: str, style: str = "dim") -> None:
+def note(text: str) -> None:
     """A line to the user, beside the answer."""
     sys.stdout.flush()
-    stderr().print(escape(text), style=style)
+    stderr().print(escape(text), style="dim")
 
 
 def notice(text: str) -> None:

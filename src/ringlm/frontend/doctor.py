@@ -7,10 +7,8 @@ One command a machine: `ringlm doctor -n N` on rank 0's, `ringlm doctor HOST` on
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -23,6 +21,7 @@ from ringlm.cluster.rendezvous import Rendezvous
 from ringlm.cluster.settings import Settings
 from ringlm.errors import ConfigError, ConnectError, RingLMError
 from ringlm.frontend import console
+from ringlm.frontend.command_options import DoctorOptions
 from ringlm.frontend.diagnosis import Machine, MachineLink, Outlook, Report, advice, expect, refuse
 from ringlm.frontend.doctor_view import show_links, show_machines, show_outlook
 from ringlm.frontend.join import dial_rank0, hear_offer
@@ -38,28 +37,6 @@ from ringlm.weights.files import ModelFiles, open_model
 
 _COME_S = 600.0  # for the others to be started
 _FAREWELL = "all machines are examined."
-
-
-@dataclasses.dataclass(frozen=True)
-class DoctorOptions:
-    """The command's options as they were typed; `rank0` where another machine waits for this one."""
-
-    rank0: str | None
-    world_size: int | None
-    nodes: str | None
-    config: Path | None
-    node_rank: int | None
-    format: str | None
-    model: str | None
-    quant: str
-    dtype: str
-    split: str | None
-    context: int | None
-    device: str
-    threads: int | None
-    interface: str | None
-    secret_file: Path | None
-    json: bool
 
 
 def doctor(options: DoctorOptions) -> None:

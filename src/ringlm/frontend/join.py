@@ -6,15 +6,14 @@ What stands in the way is said before an engine is started.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
-from pathlib import Path
 from typing import NoReturn
 
 from ringlm.cluster.client import serve_rank
 from ringlm.cluster.joining import Line, Offer, call
 from ringlm.errors import ConfigError, ConnectError, ModelError
 from ringlm.frontend import console
+from ringlm.frontend.command_options import JoinOptions
 from ringlm.frontend.model import resolve
 from ringlm.frontend.secret import secret_to_join
 from ringlm.frontend.settings import engine_spec, lone_ring
@@ -24,20 +23,6 @@ from ringlm.ring.handshake import RefusedError
 
 _SOON_S = 3.0  # after which a rank 0 that does not answer is worth a word
 _ASK_S = 120.0
-
-
-@dataclasses.dataclass(frozen=True)
-class JoinOptions:
-    """Whom to join, and what is this rank's own; `model` None takes what rank 0's user named."""
-
-    rank0: str
-    model: str | None
-    device: str
-    threads: int | None
-    adapter: Path | None
-    interface: str | None
-    secret_file: Path | None
-    seal: str | None
 
 
 def join(options: JoinOptions) -> NoReturn:

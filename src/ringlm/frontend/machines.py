@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ringlm.frontend.command_options import DoctorOptions, JoinOptions, StatusOptions, TopOptions
+from ringlm.frontend.options import command_options
+
 app = typer.Typer()
-
-
-_Url = Annotated[str, typer.Argument(metavar="[URL]", help="Where it listens.")]
-_ApiKey = Annotated[str | None, typer.Option(metavar="KEY", envvar="RINGLM_API_KEY", help="What the server asks for.")]
 
 
 @app.command(
@@ -52,26 +50,11 @@ def launch(
     "RING_SECRET or RING_SECRET_FILE, or else asked for.",
     epilog="Example: ringlm join 192.168.1.11 -m MODEL --secret-file ring.secret",
 )
-def join(
-    rank0: Annotated[str, typer.Argument(metavar="HOST[:PORT]", help="Rank 0, and its ring's port; 7600 if left out.")],
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", metavar="MODEL", help="Where it is here, if not as on rank 0.")
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where this rank computes.")] = "auto",
-    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads of this rank.")] = None,
-    adapter: Annotated[Path | None, typer.Option(metavar="FOLDER", help="A LoRA adapter that PEFT has saved.")] = None,
-    interface: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The network interface or address to listen on.")
-    ] = None,
-    secret_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Holds what all ranks share.")] = None,
-    seal: Annotated[
-        str | None, typer.Option(metavar="on|auth|off", help="Encrypt links, or only authenticate what they carry.")
-    ] = None,
-) -> None:
-    from ringlm.frontend.join import JoinOptions
+@command_options
+def join(options: JoinOptions) -> None:
     from ringlm.frontend.join import join as join_command
 
-    join_command(JoinOptions(rank0, model, device, threads, adapter, interface, secret_file, seal))
+    join_command(options)
 
 
 @app.command(
@@ -79,16 +62,11 @@ def join(
     "Ctrl-C ends it. In a pipe it shows the ring once.",
     epilog="Example: ringlm top http://192.168.1.11:8000",
 )
-def top(
-    url: _Url = "http://127.0.0.1:8000",
-    api_key: _ApiKey = None,
-    once: Annotated[bool, typer.Option("--once", metavar="", help="Show it once.")] = False,
-    json: Annotated[bool, typer.Option("--json", metavar="", help="Print what /v1/ring says, and only that.")] = False,
-) -> None:
-    from ringlm.frontend.top import TopOptions
+@command_options
+def top(options: TopOptions) -> None:
     from ringlm.frontend.top import top as top_command
 
-    top_command(TopOptions(url, api_key, once, json))
+    top_command(options)
 
 
 @app.command(
@@ -96,15 +74,11 @@ def top(
     "The exit status is 0 while every rank is well, and 1 when one is not or no server answers.",
     epilog="Example: ringlm status http://192.168.1.11:8000",
 )
-def status(
-    url: _Url = "http://127.0.0.1:8000",
-    api_key: _ApiKey = None,
-    json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.")] = False,
-) -> None:
-    from ringlm.frontend.status import StatusOptions
+@command_options
+def status(options: StatusOptions) -> None:
     from ringlm.frontend.status import status as status_command
 
-    status_command(StatusOptions(url, api_key, json))
+    status_command(options)
 
 
 @app.command(
@@ -115,56 +89,8 @@ def status(
     "the same. It stops at the first thing that must be mended.",
     epilog="Example: ringlm doctor -n 2 -m model.gguf --quant int4",
 )
-def doctor(
-    rank0: Annotated[
-        str | None, typer.Argument(metavar="[HOST[:PORT]]", help="Where 'ringlm doctor -n N' waits for this machine.")
-    ] = None,
-    world_size: Annotated[
-        int | None, typer.Option("-n", "--world-size", metavar="N", help="How many machines, this one included.")
-    ] = None,
-    nodes: Annotated[str | None, typer.Option(metavar="HOST:PORT,…", help="All, in order, with --node-rank.")] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="A cluster file, with --node-rank.")] = None,
-    node_rank: Annotated[int | None, typer.Option(metavar="R", help="Which of the nodes this is.")] = None,
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", metavar="MODEL", help="Tell what it would do here; on rank 0's.")
-    ] = None,
-    format: Annotated[
-        str | None, typer.Option(metavar="plain|gguf", help="What the model is; detected when left out.")
-    ] = None,
-    quant: Annotated[str, typer.Option(metavar="none|int8|int4", help="How its weights are packed.")] = "none",
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="What to compute in; auto suits all ranks.")
-    ] = "auto",
-    split: Annotated[str | None, typer.Option(metavar="W,W,…", help="The share of each rank, such as 2,1.")] = None,
-    context: Annotated[int | None, typer.Option(metavar="N", help="Tokens of prompt and answer together.")] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where this machine computes.")] = "auto",
-    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads of this machine.")] = None,
-    interface: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The network interface or address to listen on.")
-    ] = None,
-    secret_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Holds what all ranks share.")] = None,
-    json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object, and only that.")] = False,
-) -> None:
-    from ringlm.frontend.doctor import DoctorOptions
+@command_options
+def doctor(options: DoctorOptions) -> None:
     from ringlm.frontend.doctor import doctor as doctor_command
 
-    doctor_command(
-        DoctorOptions(
-            rank0,
-            world_size,
-            nodes,
-            config,
-            node_rank,
-            format,
-            model,
-            quant,
-            dtype,
-            split,
-            context,
-            device,
-            threads,
-            interface,
-            secret_file,
-            json,
-        )
-    )
+    doctor_command(options)

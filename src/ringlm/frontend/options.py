@@ -23,8 +23,9 @@ from ringlm.frontend.secret import secret_to_lead
 from ringlm.frontend.settings import engine_spec, lone_ring, ring_from_env
 from ringlm.ring.config import DEFAULT_PORT, Node, RingConfig, load_cluster_file, parse_nodes, read_secret
 
-_ENGINE: Any = {"rich_help_panel": "Engine"}
-_RING: Any = {"rich_help_panel": "Ring"}
+_AS_GIVEN = ("backend", "dtype", "quant", "context", "max_seqs", "threads", "adapter")  # to the engine
+_engine: Any = functools.partial(typer.Option, rich_help_panel="Engine")
+_ring: Any = functools.partial(typer.Option, rich_help_panel="Ring")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,54 +39,35 @@ class EngineOptions:
         str | None,
         typer.Option("-m", "--model", metavar="MODEL", help="A Hugging Face folder, a GGUF file, a hub id, or demo."),
     ] = None
-    backend: Annotated[str, typer.Option(metavar="ring|gloo|nccl", help="What moves the tensors.", **_ENGINE)] = "ring"
-    device: Annotated[
-        str | None, typer.Option(metavar="auto|cpu|cuda|mps", help="Where this rank computes.", **_ENGINE)
-    ] = None
+    backend: Annotated[str, _engine(metavar="ring|gloo|nccl", help="What moves the tensors.")] = "ring"
+    device: Annotated[str | None, _engine(metavar="auto|cpu|cuda|mps", help="Where this rank computes.")] = None
     dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|float32|bfloat16|float16", help="What to compute in; auto suits all ranks.", **_ENGINE
-        ),
+        str, _engine(metavar="auto|float32|bfloat16|float16", help="What to compute in; auto suits all ranks.")
     ] = "auto"
-    quant: Annotated[
-        str, typer.Option(metavar="none|int8|int4", help="Pack the weights: less memory, faster.", **_ENGINE)
-    ] = "none"
-    adapter: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="A LoRA adapter that PEFT has saved.", **_ENGINE)
-    ] = None
-    context: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of prompt and answer together.", **_ENGINE)
-    ] = None
-    max_seqs: Annotated[int | None, typer.Option(metavar="N", help="Requests at the same time.", **_ENGINE)] = None
-    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads of this rank.", **_ENGINE)] = None
-    split: Annotated[
-        str | None, typer.Option(metavar="W,W,…", help="The share of each rank, such as 2,1.", **_RING)
-    ] = None
-    interface: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The network interface or address to listen on.", **_RING)
-    ] = None
-    nodes: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT,…", help="All ranks in order, with --node-rank.", **_RING)
-    ] = None
-    node_rank: Annotated[int | None, typer.Option(metavar="R", help="Which of the nodes this is.", **_RING)] = None
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A cluster file, with one node table a rank.", **_RING)
-    ] = None
-    secret_file: Annotated[
-        Path | None, typer.Option("--secret-file", metavar="FILE", help="Holds what all ranks share.", **_RING)
-    ] = None
+    quant: Annotated[str, _engine(metavar="none|int8|int4", help="Pack the weights: less memory, faster.")] = "none"
+    adapter: Annotated[Path | None, _engine(metavar="FOLDER", help="A LoRA adapter that PEFT has saved.")] = None
+    context: Annotated[int | None, _engine(metavar="N", help="Tokens of prompt and answer together.")] = None
+    max_seqs: Annotated[int | None, _engine(metavar="N", help="Requests at the same time.")] = None
+    threads: Annotated[int | None, _engine(metavar="N", help="CPU threads of this rank.")] = None
+    split: Annotated[str | None, _ring(metavar="W,W,…", help="The share of each rank, such as 2,1.")] = None
+    interface: Annotated[str | None, _ring(metavar="NAME", help="The network interface or address to listen on.")] = (
+        None
+    )
+    nodes: Annotated[str | None, _ring(metavar="HOST:PORT,…", help="All ranks in order, with --node-rank.")] = None
+    node_rank: Annotated[int | None, _ring(metavar="R", help="Which of the nodes this is.")] = None
+    config: Annotated[Path | None, _ring(metavar="FILE", help="A cluster file, with one node table a rank.")] = None
+    secret_file: Annotated[Path | None, _ring("--secret-file", metavar="FILE", help="Holds what all ranks share.")] = (
+        None
+    )
     seal: Annotated[
-        str | None,
-        typer.Option(metavar="on|auth|off", help="Encrypt links, or only authenticate what they carry.", **_RING),
+        str | None, _ring(metavar="on|auth|off", help="Encrypt links, or only authenticate what they carry.")
     ] = None
     rejoin_timeout: Annotated[
         float | None,
-        typer.Option(
+        _ring(
             metavar="S",
             min=0,
             help="How long rank 0 waits for a lost rank, and requests with it; 0: they end. serve: 30, else 0.",
-            **_RING,
         ),
     ] = None
 
@@ -116,15 +98,9 @@ class EngineOptions:
             awaits=awaits,
             rejoin_timeout_s=rejoin_timeout_s if self.rejoin_timeout is None else self.rejoin_timeout,
             asked=name,
-            backend=self.backend,
             device=self.device or (node.device if node else None) or "auto",
-            dtype=self.dtype,
-            quant=self.quant,
             split=split,
-            context=self.context,
-            max_seqs=self.max_seqs,
-            threads=self.threads,
-            adapter=self.adapter,
+            **{name: getattr(self, name) for name in _AS_GIVEN},
         )
         return model, spec
 

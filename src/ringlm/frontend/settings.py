@@ -6,13 +6,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from ringlm.cluster.settings import Settings
 from ringlm.cluster.spec import EngineSpec
 from ringlm.errors import ConfigError
 from ringlm.frontend.model import Model
-from ringlm.ring.address import Address, parse_port
+from ringlm.ring.address import parse_port
 from ringlm.ring.config import RingConfig
 from ringlm.ring.seal import Mode
 
@@ -20,54 +20,24 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 def engine_spec(
-    model: Model,
-    *,
-    ring: RingConfig | None = None,
-    local_ranks: int = 1,
-    backend: str = "ring",
-    device: str = "auto",
-    dtype: str = "auto",
-    quant: str = "none",
-    split: Sequence[float] | None = None,
-    context: int | None = None,
-    max_seqs: int | None = None,
-    threads: int | None = None,
-    adapter: str | Path | None = None,
-    awaits: int | None = None,
-    join: Address | None = None,
-    rejoin_timeout_s: float = 0.0,
-    asked: str = "",
+    model: Model, *, split: Sequence[float] | None = None, adapter: str | Path | None = None, **more: Any
 ) -> EngineSpec:
-    """The specification of this rank's engine, or of `local_ranks` on this machine; see EngineSpec. Raises
-    ConfigError."""
-    if not _DEVICE.fullmatch(device):
-        raise ConfigError(f"--device {device} is not known; choose auto, cpu, cuda or mps.")
-    if rejoin_timeout_s < 0:
-        raise ConfigError(f"rejoin_timeout is {rejoin_timeout_s}; it must be 0 or more.")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"--threads is {threads}; it must be 1 or more.")
-    settings = Settings(
-        format=model.format,
-        backend=backend,
-        dtype=dtype,
-        quant=quant,
-        split=None if split is None else tuple(split),
-        context=context,
-        max_seqs=max_seqs,
-    )
+    """The specification of this rank's engine, or of `local_ranks` on this machine; `more` are fields of Settings and
+    of EngineSpec. Raises ConfigError."""
+    shared = {name: more.pop(name) for name in Settings.__struct_fields__ if name in more}
+    settings = Settings(format=model.format, split=None if split is None else tuple(split), **shared)
     spec = EngineSpec(
         model=str(model.path.absolute()),  # links stay: in Hugging Face's cache their targets have no names
         settings=settings,
-        ring=ring,
-        local_ranks=local_ranks,
-        device=device,
-        threads=threads,
         adapter=None if adapter is None else str(Path(adapter).expanduser().absolute()),
-        awaits=awaits,
-        join=join,
-        rejoin_timeout_s=rejoin_timeout_s,
-        asked=asked,
+        **more,
     )
+    if not _DEVICE.fullmatch(spec.device):
+        raise ConfigError(f"--device {spec.device} is not known; choose auto, cpu, cuda or mps.")
+    if spec.rejoin_timeout_s < 0:
+        raise ConfigError(f"rejoin_timeout is {spec.rejoin_timeout_s}; it must be 0 or more.")
+    if spec.threads is not None and spec.threads < 1:
+        raise ConfigError(f"--threads is {spec.threads}; it must be 1 or more.")
     if settings.split is not None and len(settings.split) != spec.world_size:
         raise ConfigError(
             f"--split has {len(settings.split)} weights for world size {spec.world_size}; give one a rank."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -10,19 +9,11 @@ import msgspec
 
 from ringlm.errors import ConfigError, ConnectError, RingError
 from ringlm.frontend import console
+from ringlm.frontend.command_options import StatusOptions
 from ringlm.frontend.server.errors import ErrorInfo
 from ringlm.frontend.server.status import Rank, RingReport
 
 _TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True)
-class StatusOptions:
-    """Which server, what it asks for, and how to show what it says."""
-
-    url: str
-    api_key: str | None
-    json: bool
 
 
 def status(options: StatusOptions) -> None:

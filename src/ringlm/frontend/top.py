@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 from rich.console import Group
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from ringlm.errors import ConnectError, RingError
 from ringlm.frontend import console
+from ringlm.frontend.command_options import TopOptions
 from ringlm.frontend.server.monitor import Link
 from ringlm.frontend.server.status import Rank, RingReport
 from ringlm.frontend.status import Server, size
@@ -23,16 +23,6 @@ _PERIOD_S = 1.0
 _REMEMBERED = 40  # rates in the curve
 _BAR = 40  # characters
 _HEIGHTS = " ▁▂▃▄▅▆▇█"
-
-
-@dataclass(frozen=True)
-class TopOptions:
-    """Which server, what it asks for, whether to show it once, and that as JSON."""
-
-    url: str
-    api_key: str | None
-    once: bool
-    json: bool
 
 
 def top(options: TopOptions) -> None:
