@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info
 from prometheus_client.exposition import choose_encoder
@@ -19,6 +20,29 @@ from ringlm.cluster.messages import Ready, Stats
 from ringlm.engine.request import StopReason
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+_FAMILIES: Final = (  # of Stats: what they are called, what they mean, the field
+    (GaugeMetricFamily, "requests_running", "Requests in the batch.", "running"),
+    (GaugeMetricFamily, "requests_waiting", "Requests in the queue.", "waiting"),
+    (GaugeMetricFamily, "cache_blocks", "Blocks of the cache.", "blocks"),
+    (GaugeMetricFamily, "cache_blocks_in_use", "Blocks that requests hold.", "blocks_in_use"),
+    (
+        GaugeMetricFamily,
+        "cache_blocks_cached",
+        "Free blocks that hold a prefix which may be asked for.",
+        "blocks_cached",
+    ),
+    (CounterMetricFamily, "prompt_tokens", "Tokens of prompts.", "prompt_tokens"),
+    (CounterMetricFamily, "cached_tokens", "Tokens of prompts that were found in the prefix cache.", "cached_tokens"),
+    (CounterMetricFamily, "generated_tokens", "Tokens of answers.", "generated_tokens"),
+    (CounterMetricFamily, "preemptions", "Requests put back into the queue.", "preemptions"),
+    (CounterMetricFamily, "steps", "Steps of the engine.", "steps"),
+    (CounterMetricFamily, "step_seconds", "Time within steps.", "step_s"),
+    (CounterMetricFamily, "ring_seconds", "Time of steps within collectives, on rank 0.", "ring_s"),
+    (CounterMetricFamily, "forward_seconds", "Time of steps within forward passes, on rank 0.", "forward_s"),
+    (CounterMetricFamily, "recoveries", "How often the ring was formed again.", "recoveries"),
+    (GaugeMetricFamily, "spares", "Ranks that wait to take the place of a lost one.", "spares"),
+)
 
 
 class Metrics:
@@ -122,27 +146,8 @@ class _Engine(Collector):
         stats = self.stats
         if stats is None:
             return
-        yield GaugeMetricFamily("ringlm_requests_running", "Requests in the batch.", stats.running)
-        yield GaugeMetricFamily("ringlm_requests_waiting", "Requests in the queue.", stats.waiting)
-        yield GaugeMetricFamily("ringlm_cache_blocks", "Blocks of the cache.", stats.blocks)
-        yield GaugeMetricFamily("ringlm_cache_blocks_in_use", "Blocks that requests hold.", stats.blocks_in_use)
-        yield GaugeMetricFamily(
-            "ringlm_cache_blocks_cached", "Free blocks that hold a prefix which may be asked for.", stats.blocks_cached
-        )
-        yield CounterMetricFamily("ringlm_prompt_tokens", "Tokens of prompts.", stats.prompt_tokens)
-        yield CounterMetricFamily(
-            "ringlm_cached_tokens", "Tokens of prompts that were found in the prefix cache.", stats.cached_tokens
-        )
-        yield CounterMetricFamily("ringlm_generated_tokens", "Tokens of answers.", stats.generated_tokens)
-        yield CounterMetricFamily("ringlm_preemptions", "Requests put back into the queue.", stats.preemptions)
-        yield CounterMetricFamily("ringlm_steps", "Steps of the engine.", stats.steps)
-        yield CounterMetricFamily("ringlm_step_seconds", "Time within steps.", stats.step_s)
-        yield CounterMetricFamily("ringlm_ring_seconds", "Time of steps within collectives, on rank 0.", stats.ring_s)
-        yield CounterMetricFamily(
-            "ringlm_forward_seconds", "Time of steps within forward passes, on rank 0.", stats.forward_s
-        )
-        yield CounterMetricFamily("ringlm_recoveries", "How often the ring was formed again.", stats.recoveries)
-        yield GaugeMetricFamily("ringlm_spares", "Ranks that wait to take the place of a lost one.", stats.spares)
+        for family, name, meaning, field in _FAMILIES:
+            yield family(f"ringlm_{name}", meaning, getattr(stats, field))
         nbytes = CounterMetricFamily(
             "ringlm_link_bytes", "Payload between rank 0 and another rank.", labels=["rank", "direction"]
         )

@@ -10,16 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ringlm.frontend.answer import Completion, Piece
+from ringlm.frontend.server import chat_schema as schema
 from ringlm.frontend.server.access import record
-from ringlm.frontend.server.chat_schema import (
-    ChatChoice,
-    ChatChunk,
-    ChatCompletion,
-    ChatRequest,
-    ChunkChoice,
-    Delta,
-    Logprobs,
-)
 from ringlm.frontend.server.generating import begun, followed, unless_gone
 from ringlm.frontend.server.responses import encoded
 from ringlm.frontend.server.schemas import Usage
@@ -30,8 +22,7 @@ from ringlm.frontend.server.turns import Turn
 
 async def chat_completions(request: Request, service: Service) -> Response:
     """Answer a conversation in the model's chat template."""
-    asked, fields = await service.bodies.read(request, ChatRequest)
-    service.check_model(asked.model)
+    asked, fields = await service.read(request, schema.ChatRequest)
     answer = _Answer(service, request, Turn.of(asked, fields))
     return EventStream(answer.stream, service.awaited) if asked.stream else await unless_gone(request, answer.whole())
 
@@ -50,11 +41,11 @@ class _Answer:
     async def whole(self) -> Response:
         async with begun(self._service, [self._start]) as (each,):
             completion = await followed(self._service, self._request, each)
-        answer = ChatCompletion(
+        answer = schema.ChatCompletion(
             id=self._id,
             created=self._created,
             model=self._service.model,
-            choices=[ChatChoice.of(choice, self._calls) for choice in completion.choices],
+            choices=[schema.ChatChoice.of(choice, self._calls) for choice in completion.choices],
             usage=_usage(completion),
         )
         return encoded(answer)
@@ -65,13 +56,15 @@ class _Answer:
         async def on_piece(piece: Piece) -> None:
             if piece.index not in introduced:
                 introduced.add(piece.index)
-                await write(self._chunk(ChunkChoice(index=piece.index, delta=Delta(role="assistant", content=""))))
-            delta = Delta.of(piece, self._calls)
+                await write(
+                    self._chunk(schema.ChunkChoice(index=piece.index, delta=schema.Delta(role="assistant", content="")))
+                )
+            delta = schema.Delta.of(piece, self._calls)
             if delta is not None:
-                logprobs = Logprobs.of(piece.logprobs)
-                await write(self._chunk(ChunkChoice(index=piece.index, delta=delta, logprobs=logprobs)))
+                logprobs = schema.Logprobs.of(piece.logprobs)
+                await write(self._chunk(schema.ChunkChoice(index=piece.index, delta=delta, logprobs=logprobs)))
             if piece.finish_reason is not None:
-                end = ChunkChoice(index=piece.index, delta=Delta(), finish_reason=piece.finish_reason)
+                end = schema.ChunkChoice(index=piece.index, delta=schema.Delta(), finish_reason=piece.finish_reason)
                 await write(self._chunk(end))
 
         async with begun(self._service, [self._start]) as (each,):
@@ -79,8 +72,8 @@ class _Answer:
         if self._usage:
             await write(self._chunk(usage=_usage(completion)))
 
-    def _chunk(self, *choices: ChunkChoice, usage: Usage | None = None) -> ChatChunk:
-        return ChatChunk(
+    def _chunk(self, *choices: schema.ChunkChoice, usage: Usage | None = None) -> schema.ChatChunk:
+        return schema.ChatChunk(
             id=self._id,
             created=self._created,
             model=self._service.model,

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from ringlm.engine.request import MAX_LOGPROBS, StructuredOutputsParams
 from ringlm.frontend.answer import Choice, Logprob, Piece, ToolCallDelta
 from ringlm.frontend.server.errors import APIError
-from ringlm.frontend.server.schemas import Count, Name, Sampling, Usage
+from ringlm.frontend.server.schemas import Count, Id, Name, Parallel, Sampling, Short, Usage, Variables
 
 # What decides how a template is applied is no variable of it.
 _TAKEN = {
@@ -40,7 +40,7 @@ class Tool(msgspec.Struct, kw_only=True):
 class ContentPart(msgspec.Struct, kw_only=True):
     """A part of a message; this version reads `text` only."""
 
-    type: Annotated[str, Meta(max_length=64)]
+    type: Short
     text: str | None = None
 
 
@@ -55,7 +55,7 @@ class ToolCallMessage(msgspec.Struct, kw_only=True):
     """A call that the model has made."""
 
     function: FunctionCall
-    id: Annotated[str, Meta(max_length=256)] | None = None
+    id: Id | None = None
     type: Literal["function"] = "function"
 
 
@@ -64,9 +64,9 @@ class Message(msgspec.Struct, kw_only=True):
 
     role: Annotated[str, Meta(min_length=1, max_length=64, description="system, developer, user, assistant or tool")]
     content: str | list[ContentPart] | None = None
-    name: Annotated[str, Meta(max_length=256)] | None = None
+    name: Id | None = None
     tool_calls: Annotated[list[ToolCallMessage], Meta(max_length=128)] | None = None
-    tool_call_id: Annotated[str, Meta(max_length=256)] | None = None
+    tool_call_id: Id | None = None
 
 
 class NamedSchema(msgspec.Struct, kw_only=True):
@@ -103,12 +103,10 @@ class ChatRequest(Sampling, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    parallel_tool_calls: Annotated[bool | None, Meta(description="false: of several calls the first is told.")] = None
+    parallel_tool_calls: Parallel = None
     response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
-    chat_template_kwargs: Annotated[
-        dict[str, Any] | None, Meta(description="Variables for the chat template, such as enable_thinking.")
-    ] = None
+    chat_template_kwargs: Variables = None
 
     def check(self) -> None:
         """Raises APIError for what this version cannot do, by the name of the field."""

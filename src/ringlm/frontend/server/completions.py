@@ -88,8 +88,7 @@ class CompletionResponse(msgspec.Struct, kw_only=True):
 
 async def completions(request: Request, service: Service) -> Response:
     """Go on from prompts as they are, without a chat template."""
-    asked, _ = await service.bodies.read(request, CompletionRequest)
-    service.check_model(asked.model)
+    asked, _ = await service.read(request, CompletionRequest)
     answers = _Answers(service, request, asked)
     return EventStream(answers.stream, service.awaited) if asked.stream else await unless_gone(request, answers.whole())
 

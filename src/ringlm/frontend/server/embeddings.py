@@ -17,17 +17,16 @@ from ringlm.frontend.batch import vector
 from ringlm.frontend.server.access import record
 from ringlm.frontend.server.generating import together, unless_gone
 from ringlm.frontend.server.responses import encoded
-from ringlm.frontend.server.schemas import Prompts, prompts
+from ringlm.frontend.server.schemas import OfModel, Prompts, prompts
 from ringlm.frontend.server.service import Service
 
 
-class EmbeddingRequest(msgspec.Struct, kw_only=True):
+class EmbeddingRequest(OfModel, kw_only=True):
     """Texts, or token ids, whose vectors are wanted."""
 
     refused: ClassVar[dict[str, str]] = {"dimensions": "vectors are as long as the model's states"}
 
     input: Prompts
-    model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     user: Annotated[str | None, Meta(description="Ignored.")] = None
 
@@ -58,8 +57,7 @@ class EmbeddingResponse(msgspec.Struct, kw_only=True):
 
 async def embeddings(request: Request, service: Service) -> Response:
     """Turn texts into vectors: the model's normalized state after the last token."""
-    asked, _ = await service.bodies.read(request, EmbeddingRequest)
-    service.check_model(asked.model)
+    asked, _ = await service.read(request, EmbeddingRequest)
     return await unless_gone(request, _embed(request, service, asked))
 
 

@@ -8,19 +8,19 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from ringlm.frontend.server.chat_schema import ContentPart
-from ringlm.frontend.server.schemas import Count, Name, Text
+from ringlm.frontend.server.schemas import Count, Id, Name, OfModel, Short, Text, Variables
 
 
 class ContentBlock(msgspec.Struct, kw_only=True):
     """A text, thinking, tool_use with its id, name and input, or a tool_result with its tool_use_id and content."""
 
-    type: Annotated[str, Meta(max_length=64)]
+    type: Short
     text: str | None = None
     thinking: str | None = None
-    id: Annotated[str, Meta(max_length=256)] | None = None
+    id: Id | None = None
     name: Name | None = None
     input: dict[str, Any] | None = None
-    tool_use_id: Annotated[str, Meta(max_length=256)] | None = None
+    tool_use_id: Id | None = None
     content: str | list[ContentPart] | None = None
 
 
@@ -35,7 +35,7 @@ class MessagesTool(msgspec.Struct, kw_only=True):
     """A tool of the caller's; `input_schema` is a JSON Schema of its input. Tools of a `type` other than custom would
     be Anthropic's: they are not offered to the model."""
 
-    type: Annotated[str, Meta(max_length=64)] | None = None
+    type: Short | None = None
     name: Name
     description: str | None = None
     input_schema: dict[str, Any] | None = None
@@ -55,7 +55,7 @@ class ToolChoice(msgspec.Struct, kw_only=True):
 class Thinking(msgspec.Struct, kw_only=True):
     """Disabled or not: enable_thinking for the chat template. A budget is ignored."""
 
-    type: Annotated[str, Meta(max_length=64)]
+    type: Short
 
 
 class OutputFormat(msgspec.Struct, kw_only=True):
@@ -68,23 +68,20 @@ class OutputFormat(msgspec.Struct, kw_only=True):
 class OutputConfig(msgspec.Struct, kw_only=True):
     """`effort` reaches the chat template as reasoning_effort."""
 
-    effort: Annotated[str, Meta(max_length=64)] | None = None
+    effort: Short | None = None
     format: OutputFormat | None = None
 
 
-class CountTokensRequest(msgspec.Struct, kw_only=True):
+class CountTokensRequest(OfModel, kw_only=True):
     """A conversation."""
 
-    model: Annotated[str | None, Meta(description="The served model's id, which may be left out.")] = None
     messages: Annotated[list[MessageTurn], Meta(min_length=1, max_length=4096)]
     system: str | list[ContentPart] | None = None
     tools: Annotated[list[MessagesTool], Meta(max_length=128)] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    chat_template_kwargs: Annotated[
-        dict[str, Any] | None, Meta(description="Variables for the chat template, such as enable_thinking.")
-    ] = None
+    chat_template_kwargs: Variables = None
 
 
 class MessagesRequest(CountTokensRequest, kw_only=True):

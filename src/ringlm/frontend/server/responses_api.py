@@ -16,31 +16,11 @@ from starlette.responses import Response
 from ringlm.engine.request import StopReason
 from ringlm.frontend.answer import Completion
 from ringlm.frontend.generation import Generation
+from ringlm.frontend.server import responses_schema as schema
 from ringlm.frontend.server.blocks import Answer, Block, Step
 from ringlm.frontend.server.errors import APIError
 from ringlm.frontend.server.responses import encoded
 from ringlm.frontend.server.responses_input import Offered, offered, turn
-from ringlm.frontend.server.responses_schema import (
-    CachedInput,
-    Deleted,
-    Failure,
-    FunctionCallItem,
-    Incomplete,
-    InputItem,
-    InputRequest,
-    InputTokens,
-    Item,
-    OutputMessage,
-    OutputText,
-    ReasoningItem,
-    ReasoningOutput,
-    ReasoningText,
-    ResponseEvent,
-    ResponseObject,
-    ResponsesRequest,
-    ResponsesUsage,
-    Status,
-)
 from ringlm.frontend.server.responses_store import Kept
 from ringlm.frontend.server.service import Service
 from ringlm.frontend.server.turns import Turn
@@ -48,8 +28,7 @@ from ringlm.frontend.server.turns import Turn
 
 async def create_response(request: Request, service: Service) -> Response:
     """Answer a conversation, in the shape of OpenAI's Responses."""
-    asked, fields = await service.bodies.read(request, ResponsesRequest)
-    service.check_model(asked.model)
+    asked, fields = await service.read(request, schema.ResponsesRequest)
     if asked.background:
         raise APIError(400, "background is not supported: stay connected, or stream.", param="background")
     items, tools = _items(asked, service), offered(asked.tools)
@@ -60,10 +39,9 @@ async def create_response(request: Request, service: Service) -> Response:
 
 async def count_input_tokens(request: Request, service: Service) -> Response:
     """Count a conversation's tokens, without an answer."""
-    asked, _ = await service.bodies.read(request, InputRequest)
-    service.check_model(asked.model)
+    asked, _ = await service.read(request, schema.InputRequest)
     counted = turn(asked, _items(asked, service), offered(asked.tools))
-    return encoded(InputTokens(input_tokens=await run_in_threadpool(counted.count, service)))
+    return encoded(schema.InputTokens(input_tokens=await run_in_threadpool(counted.count, service)))
 
 
 async def retrieve_response(request: Request, service: Service) -> Response:
@@ -79,16 +57,16 @@ async def delete_response(request: Request, service: Service) -> Response:
     name = request.path_params["id"]
     if not service.kept.drop(name):
         raise _not_kept(name)
-    return encoded(Deleted(id=name))
+    return encoded(schema.Deleted(id=name))
 
 
 def _not_kept(name: str) -> APIError:
     return APIError(404, f"the response '{name:.128}' is not kept here, or no longer.")
 
 
-def _items(asked: InputRequest, service: Service) -> list[InputItem]:
+def _items(asked: schema.InputRequest, service: Service) -> list[schema.InputItem]:
     """All that the model is to see, but the instructions."""
-    items = [InputItem(role="user", content=asked.input)] if isinstance(asked.input, str) else asked.input
+    items = [schema.InputItem(role="user", content=asked.input)] if isinstance(asked.input, str) else asked.input
     if asked.previous_response_id is None:
         return items
     before = service.kept.find(asked.previous_response_id)
@@ -100,7 +78,7 @@ def _items(asked: InputRequest, service: Service) -> list[InputItem]:
             param="previous_response_id",
             code="previous_response_not_found",
         )
-    return msgspec.json.decode(before.items, type=list[InputItem]) + items
+    return msgspec.json.decode(before.items, type=list[schema.InputItem]) + items
 
 
 class _Answer(Answer):
@@ -109,18 +87,18 @@ class _Answer(Answer):
         service: Service,
         request: Request,
         turn: Turn,
-        asked: ResponsesRequest,
+        asked: schema.ResponsesRequest,
         fields: dict[str, Any],
-        items: list[InputItem],
+        items: list[schema.InputItem],
         tools: dict[str, Offered],
     ) -> None:
         super().__init__(service, request, turn)
         self._keeps = asked.store is not False
         self._items, self._tools = items, tools
         self._key = uuid.uuid4().hex  # who knows it can read the answer; the request's id may be a client's choice
-        self._output: list[Item] = []
+        self._output: list[schema.Item] = []
         self._events = 0
-        self._told = ResponseObject(
+        self._told = schema.ResponseObject(
             id=f"resp_{self._key}",
             created_at=int(time.time()),
             instructions=asked.instructions,
@@ -139,11 +117,11 @@ class _Answer(Answer):
             top_p=asked.top_p,
         )
 
-    def begins(self, generation: Generation) -> Iterator[ResponseEvent]:
+    def begins(self, generation: Generation) -> Iterator[schema.ResponseEvent]:
         yield self._event("response.created", response=self._told)
         yield self._event("response.in_progress", response=self._told)
 
-    def step(self, step: Step) -> Iterator[ResponseEvent]:
+    def step(self, step: Step) -> Iterator[schema.ResponseEvent]:
         what, block, more = step
         item = self._item(block, "in_progress")
         at = {"output_index": block.index}
@@ -165,49 +143,49 @@ class _Answer(Answer):
                 yield self._event("response.content_part.done", **part, part=_part(block))
             yield self._event("response.output_item.done", **at, item=self._item(block, _status(block)))
 
-    def ends(self, completion: Completion) -> Iterator[ResponseEvent]:
+    def ends(self, completion: Completion) -> Iterator[schema.ResponseEvent]:
         whole = self.whole(completion)
         yield self._event(f"response.{whole.status}", response=whole)
 
-    def failed(self, error: APIError) -> ResponseEvent:
-        failure = Failure("server_error", error.info.message)
+    def failed(self, error: APIError) -> schema.ResponseEvent:
+        failure = schema.Failure("server_error", error.info.message)
         told = msgspec.structs.replace(self._told, status="failed", error=failure)
         return self._event("response.failed", response=told)
 
-    def whole(self, completion: Completion) -> ResponseObject:
+    def whole(self, completion: Completion) -> schema.ResponseObject:
         self._output += [self._item(block, _status(block)) for block in self.blocks.all]
         cut = completion.finish_reason == StopReason.LENGTH
         told = msgspec.structs.replace(
             self._told,
             completed_at=int(time.time()),
             status="incomplete" if cut else "completed",
-            incomplete_details=Incomplete() if cut else None,
-            usage=ResponsesUsage(
+            incomplete_details=schema.Incomplete() if cut else None,
+            usage=schema.ResponsesUsage(
                 input_tokens=completion.prompt_tokens,
-                input_tokens_details=CachedInput(completion.cached_tokens),
+                input_tokens_details=schema.CachedInput(completion.cached_tokens),
                 output_tokens=completion.completion_tokens,
-                output_tokens_details=ReasoningOutput(self.blocks.reasoning_tokens),
+                output_tokens_details=schema.ReasoningOutput(self.blocks.reasoning_tokens),
                 total_tokens=completion.prompt_tokens + completion.completion_tokens,
             ),
         )
         if self._keeps:
-            said = msgspec.convert(msgspec.to_builtins(self._output), list[InputItem])
+            said = msgspec.convert(msgspec.to_builtins(self._output), list[schema.InputItem])
             self.service.kept.keep(told.id, Kept(msgspec.json.encode(told), msgspec.json.encode(self._items + said)))
         return told
 
-    def _event(self, type: str, **fields: Any) -> ResponseEvent:
+    def _event(self, type: str, **fields: Any) -> schema.ResponseEvent:
         self._events += 1
-        return ResponseEvent(type=type, sequence_number=self._events - 1, **fields)
+        return schema.ResponseEvent(type=type, sequence_number=self._events - 1, **fields)
 
-    def _item(self, block: Block, status: Status) -> Item:
+    def _item(self, block: Block, status: schema.Status) -> schema.Item:
         part = [_part(block)] if status != "in_progress" else []
         match block.kind:
             case "text":
-                return OutputMessage(id=f"msg_{self._key}_{block.index}", status=status, content=part)
+                return schema.OutputMessage(id=f"msg_{self._key}_{block.index}", status=status, content=part)
             case "reasoning":
-                return ReasoningItem(id=f"rs_{self._key}_{block.index}", status=status, content=part)
+                return schema.ReasoningItem(id=f"rs_{self._key}_{block.index}", status=status, content=part)
         found = self._tools[block.name]
-        return FunctionCallItem(
+        return schema.FunctionCallItem(
             id=f"fc_{self._key}_{block.index}",
             call_id=block.call_id,
             name=found.tool.name or "",
@@ -219,8 +197,8 @@ class _Answer(Answer):
 
 def _part(block: Block) -> Any:
     """As far as it has come: empty at first."""
-    return ReasoningText(text=block.text) if block.kind == "reasoning" else OutputText(text=block.text)
+    return schema.ReasoningText(text=block.text) if block.kind == "reasoning" else schema.OutputText(text=block.text)
 
 
-def _status(block: Block) -> Status:
+def _status(block: Block) -> schema.Status:
     return "incomplete" if block.cut else "completed"

@@ -8,19 +8,19 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from ringlm.frontend.server.chat_schema import ContentPart
-from ringlm.frontend.server.schemas import Count, Name
+from ringlm.frontend.server.schemas import Count, Id, Name, OfModel, Parallel, Short, Variables
 
 
 class InputItem(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A message, a function_call with its call_id, name and arguments, a function_call_output, or reasoning."""
 
-    type: Annotated[str, Meta(max_length=64)] = "message"
+    type: Short = "message"
     role: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
     content: str | list[ContentPart] | None = None
     summary: list[ContentPart] | None = None
-    call_id: Annotated[str, Meta(max_length=256)] | None = None
+    call_id: Id | None = None
     name: Name | None = None
-    namespace: Annotated[str, Meta(max_length=256)] | None = None
+    namespace: Id | None = None
     arguments: str | None = None
     output: str | list[ContentPart] | None = None
 
@@ -29,7 +29,7 @@ class ResponsesTool(msgspec.Struct, kw_only=True):
     """A function, or a namespace with functions. Tools of other types would be the server's, which has none: they are
     not offered to the model."""
 
-    type: Annotated[str, Meta(max_length=64)] = "function"
+    type: Short = "function"
     name: Name | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -56,24 +56,21 @@ class TextOptions(msgspec.Struct, kw_only=True):
 class Reasoning(msgspec.Struct, kw_only=True):
     """`effort` reaches the chat template as reasoning_effort; none switches enable_thinking off."""
 
-    effort: Annotated[str, Meta(max_length=64)] | None = None
+    effort: Short | None = None
 
 
-class InputRequest(msgspec.Struct, kw_only=True):
+class InputRequest(OfModel, kw_only=True):
     """A conversation: what came before by `previous_response_id`, and what is new."""
 
-    model: Annotated[str | None, Meta(description="The served model's id, which may be left out.")] = None
     input: str | Annotated[list[InputItem], Meta(max_length=4096)]
     instructions: Annotated[str | None, Meta(description="What the system says, for this answer only.")] = None
     previous_response_id: Annotated[str, Meta(max_length=128)] | None = None
     tools: Annotated[list[ResponsesTool], Meta(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    parallel_tool_calls: Annotated[bool | None, Meta(description="false: of several calls the first is told.")] = None
+    parallel_tool_calls: Parallel = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
-    chat_template_kwargs: Annotated[
-        dict[str, Any] | None, Meta(description="Variables for the chat template, such as enable_thinking.")
-    ] = None
+    chat_template_kwargs: Variables = None
 
 
 class ResponsesRequest(InputRequest, kw_only=True):

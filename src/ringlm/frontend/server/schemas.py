@@ -17,6 +17,12 @@ from ringlm.frontend.server.errors import APIError
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 31)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, lt=1 << 31)]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+Short: TypeAlias = Annotated[str, Meta(max_length=64)]
+Id: TypeAlias = Annotated[str, Meta(max_length=256)]
+Parallel: TypeAlias = Annotated[bool | None, Meta(description="false: of several calls the first is told.")]
+Variables: TypeAlias = Annotated[
+    dict[str, Any] | None, Meta(description="Variables for the chat template, such as enable_thinking.")
+]
 Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 # One prompt or many; msgspec has no union of lists, so `prompts` sees to it that all are of one kind.
 Prompts: TypeAlias = (
@@ -36,13 +42,19 @@ def prompts(given: Prompts, param: str) -> list[str | list[int]]:
     raise APIError(400, f"{param} mixes texts, token ids and lists; send one kind of them.", param=param)
 
 
+class OfModel(msgspec.Struct, kw_only=True):
+    """A body about a model."""
+
+    model: Annotated[str | None, Meta(description="The served model's id, which may be left out.")] = None
+
+
 class StreamOptions(msgspec.Struct, kw_only=True):
     """`include_usage`: the last event before the end has the counts of tokens, and no choices."""
 
     include_usage: bool | None = None
 
 
-class Sampling(msgspec.Struct, kw_only=True):
+class Sampling(OfModel, kw_only=True):
     """How to choose tokens and when to stop: OpenAI's fields, and those of vLLM's server with its names."""
 
     refused: ClassVar[dict[str, str]] = {
@@ -50,7 +62,6 @@ class Sampling(msgspec.Struct, kw_only=True):
         "use_beam_search": "there is no beam search",
     }
 
-    model: Annotated[str | None, Meta(description="The served model's id, which may be left out.")] = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: Annotated[Count | None, Meta(description="The longest answer; else as much as the context holds.")] = (
         None

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.requests import Request
 
 from ringlm.frontend.metrics import Metrics
 from ringlm.frontend.server.errors import APIError
 from ringlm.frontend.server.monitor import Monitor
 from ringlm.frontend.server.requests import Bodies
 from ringlm.frontend.server.responses_store import ResponseStore
+from ringlm.frontend.server.schemas import OfModel
 from ringlm.frontend.session import Session
+
+_Body = TypeVar("_Body", bound=OfModel)
 
 
 @dataclass(frozen=True)
@@ -44,3 +50,9 @@ class Service:
                 param="model",
                 code="model_not_found",
             )
+
+    async def read(self, request: Request, kind: type[_Body]) -> tuple[_Body, dict[str, Any]]:
+        """A body about a model that is served, as `Bodies.read` gives it. Raises APIError."""
+        asked, fields = await self.bodies.read(request, kind)
+        self.check_model(asked.model)
+        return asked, fields

@@ -13,6 +13,8 @@ from ringlm.frontend.server.monitor import Link, Step
 from ringlm.frontend.server.responses import encoded
 from ringlm.frontend.server.service import Service
 
+_AS_READY = ("epoch", "recoveries", "world_size", "full_world_size", "dtype", "quant", "context", "measured")
+
 
 class Model(msgspec.Struct, kw_only=True):
     """What is served, under one of its names; `max_model_len` is the context: a prompt and its answer together."""
@@ -146,13 +148,7 @@ async def ring(request: Request, service: Service) -> Response:
         state="ready" if recovering is None else "recovering",
         reason=None if recovering is None else recovering.reason,
         lost=None if recovering is None else recovering.rank,
-        epoch=ready.epoch,
-        recoveries=ready.recoveries,
-        world_size=ready.world_size,
-        full_world_size=ready.full_world_size,
-        dtype=ready.dtype,
-        quant=ready.quant,
-        context=ready.context,
+        **{name: getattr(ready, name) for name in _AS_READY},
         ranks=[
             Rank(
                 rank=rank,
@@ -162,7 +158,6 @@ async def ring(request: Request, service: Service) -> Response:
             )
             for rank, each in enumerate(ready.ranks)
         ],
-        measured=ready.measured,
         tokens_per_s=round(rates.tokens_per_s, 2),
         links=rates.links,
     )

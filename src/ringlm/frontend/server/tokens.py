@@ -14,14 +14,13 @@ from ringlm.errors import RequestError
 from ringlm.frontend.server.chat_schema import Message, Tool
 from ringlm.frontend.server.errors import APIError
 from ringlm.frontend.server.responses import encoded
-from ringlm.frontend.server.schemas import TokenId
+from ringlm.frontend.server.schemas import OfModel, TokenId
 from ringlm.frontend.server.service import Service
 
 
-class TokenizeRequest(msgspec.Struct, kw_only=True):
+class TokenizeRequest(OfModel, kw_only=True):
     """A text, or a conversation, which is put into the chat template."""
 
-    model: str | None = None
     prompt: str | None = None
     add_special_tokens: Annotated[bool, Meta(description="With those that begin every text, such as BOS.")] = True
     messages: Annotated[list[Message], Meta(min_length=1, max_length=4096)] | None = None
@@ -36,10 +35,9 @@ class TokenizeResponse(msgspec.Struct, kw_only=True):
     tokens: list[int]
 
 
-class DetokenizeRequest(msgspec.Struct, kw_only=True):
+class DetokenizeRequest(OfModel, kw_only=True):
     """Token ids."""
 
-    model: str | None = None
     tokens: list[TokenId]
 
 
@@ -51,8 +49,7 @@ class DetokenizeResponse(msgspec.Struct, kw_only=True):
 
 async def tokenize(request: Request, service: Service) -> Response:
     """Tell the token ids of a text or a conversation."""
-    asked, fields = await service.bodies.read(request, TokenizeRequest)
-    service.check_model(asked.model)
+    asked, fields = await service.read(request, TokenizeRequest)
     if (asked.prompt is None) == (asked.messages is None):
         raise APIError(400, "give either prompt or messages.", param="prompt")
     session = service.session
@@ -68,8 +65,7 @@ async def tokenize(request: Request, service: Service) -> Response:
 
 async def detokenize(request: Request, service: Service) -> Response:
     """Tell the text of token ids."""
-    asked, _ = await service.bodies.read(request, DetokenizeRequest)
-    service.check_model(asked.model)
+    asked, _ = await service.read(request, DetokenizeRequest)
     vocabulary = service.session.ready.vocabulary
     if any(token >= vocabulary for token in asked.tokens):
         raise RequestError(f"a token id is out of range; this model has 0 to {vocabulary - 1:,}.")
