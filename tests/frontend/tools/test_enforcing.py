@@ -3,7 +3,6 @@ validate. Tokens are bytes, and words of formats, which are special tokens or no
 
 from __future__ import annotations
 
-import importlib
 import json
 import random
 import re
@@ -114,7 +113,7 @@ def pen(request: pytest.FixtureRequest) -> Pen:
 
 def read(module: str, tools: list[Any], text: str, judged: str = "") -> tuple[str, list[tuple[str, Any]]]:
     """The text, and calls with their arguments, which must validate; those of the tool `judged` alone, if any."""
-    parser = AnswerParser(importlib.import_module(f"ringlm.frontend.tools.{module}").FORMAT, schemas(tools))
+    parser = AnswerParser(formats.chosen_format(module), schemas(tools))
     parts = [parser.push(text), parser.finish()]
     calls: dict[int, list[str]] = {}
     for delta in (delta for part in parts for delta in part.tool_calls):
@@ -129,7 +128,7 @@ def read(module: str, tools: list[Any], text: str, judged: str = "") -> tuple[st
 
 
 def grammar(module: str, tools: list[Any], choice: Choice, text: str | None = None) -> Callable[[Lark], str]:
-    calling = importlib.import_module(f"ringlm.frontend.tools.{module}").FORMAT
+    calling = formats.chosen_format(module)
     return lambda lark: enforcing.call_grammar(lark, calling, tools, choice, text) or ""
 
 
@@ -159,7 +158,7 @@ def test_a_named_tool_is_the_one_that_is_called(pen: Pen, module: str) -> None:
 @pytest.mark.parametrize("module", FORMATS)
 def test_calls_of_strict_tools_validate_among_text(pen: Pen, module: str) -> None:
     start = grammar(module, [STRICT, CLOCK], Choice())
-    calling = importlib.import_module(f"ringlm.frontend.tools.{module}").FORMAT
+    calling = formats.chosen_format(module)
     before = b"" if calling.bare else b"Well, < and [: "
     begun = pen.tokens(calling.head or calling.first)
     found = 0
@@ -177,9 +176,7 @@ def test_calls_of_strict_tools_validate_among_text(pen: Pen, module: str) -> Non
 def test_an_answer_of_a_prescribed_shape_may_be_a_call_instead(pen: Pen) -> None:
     def start(lark: Lark) -> str:
         text = lark.json({"enum": [1, 2]}, "it")
-        return enforcing.call_grammar(
-            lark, importlib.import_module("ringlm.frontend.tools.hermes").FORMAT, [CLOCK], Choice(), text
-        )  # type: ignore[return-value]
+        return enforcing.call_grammar(lark, formats.chosen_format("hermes"), [CLOCK], Choice(), text) or ""
 
     answers = [read("hermes", [CLOCK], pen.write(start, random.Random(seed)) or "", "none") for seed in range(20)]
     assert {said for said, calls in answers if not calls} >= {"1", "2"}

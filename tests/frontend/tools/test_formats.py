@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ringlm.errors import ConfigError
 from ringlm.frontend import tools
-from ringlm.frontend.tools import hermes, llama, mistral, pythonic, qwen_coder
 from ringlm.frontend.tools.formats import Reasoning, ToolFormat, chosen_format, reasoning, tool_format
+from ringlm.frontend.tools.layouts import LAYOUTS
 from tests.frontend.tools import templates
 from tests.frontend.tools.reading import Told, read
 from tests.frontend.tools.test_answers import ANSWERS
@@ -27,14 +27,14 @@ PHRASES = Reasoning("Here is my thought process:", "Here is my response:")
 @pytest.mark.parametrize(
     ("template", "calling", "marks"),
     [
-        ("QWEN", hermes.FORMAT, None),
-        ("QWEN_THINKING", hermes.FORMAT, THINK),
+        ("QWEN", FORMATS["hermes"], None),
+        ("QWEN_THINKING", FORMATS["hermes"], THINK),
         ("DISTILLED", None, THINK),
-        ("LLAMA", llama.FORMAT, None),
-        ("PYTHONIC", pythonic.FORMAT, None),
-        ("MISTRAL", mistral.FORMAT, None),
-        ("MAGISTRAL", mistral.FORMAT, BRACKETS),
-        ("CODER", qwen_coder.FORMAT, None),
+        ("LLAMA", FORMATS["llama"], None),
+        ("PYTHONIC", FORMATS["pythonic"], None),
+        ("MISTRAL", FORMATS["mistral"], None),
+        ("MAGISTRAL", FORMATS["mistral"], BRACKETS),
+        ("CODER", FORMATS["qwen_coder"], None),
         ("PLAIN", None, None),
     ],
 )
@@ -105,7 +105,7 @@ def test_reasoning_told_by_excerpts(excerpt: str, marks: Reasoning | None) -> No
 def test_every_format_has_a_line_and_recordings() -> None:
     modules = {path.stem for path in Path(tools.__path__[0]).glob("*.py") if "\nFORMAT = " in path.read_text()}
     recorded = {answer.format for answer in ANSWERS} | set(FORMATS)
-    assert modules == {name for name, _ in EXCERPTS if name} == recorded
+    assert modules | set(LAYOUTS) == {name for name, _ in EXCERPTS if name} == recorded
 
 
 def test_a_declared_format(tmp_path: Path) -> None:

@@ -9,19 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringlm.frontend.tools import formats, hermes, llama, mistral, pythonic, qwen_coder
+from ringlm.frontend.tools import formats
 from ringlm.frontend.tools.formats import Reasoning
 from ringlm.frontend.tools.parser import AnswerParser
 from tests.frontend.tools.reading import TOOLS, Told, read
 
 THINK = Reasoning("<think>", "</think>")
-FORMATS = {
-    "hermes": hermes.FORMAT,
-    "llama": llama.FORMAT,
-    "mistral": mistral.FORMAT,
-    "pythonic": pythonic.FORMAT,
-    "qwen_coder": qwen_coder.FORMAT,
-}
+FORMATS = {name: formats.chosen_format(name) for name in ("hermes", "llama", "mistral", "pythonic", "qwen_coder")}
 
 
 def call(name: str, arguments: str, key: str = "arguments") -> str:
@@ -263,15 +257,15 @@ def test_a_format(case: str) -> None:
 def test_reasoning(case: str) -> None:
     answer, opened, expected = REASONING[case]
     for at in range(len(answer) + 1):
-        assert read((answer[:at], answer[at:]), hermes.FORMAT, THINK, opened) == expected
-    assert read(answer, hermes.FORMAT, THINK, opened) == expected
+        assert read((answer[:at], answer[at:]), FORMATS["hermes"], THINK, opened) == expected
+    assert read(answer, FORMATS["hermes"], THINK, opened) == expected
     if not expected.calls:
         assert read(answer, None, THINK, opened) == expected
 
 
 def test_reasoning_before_a_bare_call() -> None:
     answer = f"[THINK]Hm.[/THINK]\n{call('weather', PARIS)}"
-    assert read(answer, llama.FORMAT, Reasoning("[THINK]", "[/THINK]")) == Told("", ONE, True, "Hm.")
+    assert read(answer, FORMATS["llama"], Reasoning("[THINK]", "[/THINK]")) == Told("", ONE, True, "Hm.")
 
 
 @given(data=st.data(), case=st.sampled_from(sorted(CASES)))
@@ -320,7 +314,7 @@ def test_nonsense(data: st.DataObject, name: str | None, reasoning: bool, opened
 
 
 def test_arguments_stream() -> None:
-    parser = AnswerParser(hermes.FORMAT, TOOLS)
+    parser = AnswerParser(FORMATS["hermes"], TOOLS)
     assert parser.push('<tool_call>{"name": "weather", "arguments": ').tool_calls == ()
     (head,) = parser.push('{"ci').tool_calls
     assert (head.index, head.name, head.arguments) == (0, "weather", '{"ci')
@@ -333,8 +327,8 @@ def test_arguments_stream() -> None:
 
 def test_ids() -> None:
     for calling, answer, pattern in (
-        (hermes.FORMAT, tag(call("now", "{}")), r"call_[0-9a-f]{24}"),
-        (mistral.FORMAT, "[TOOL_CALLS]now[ARGS]{}", r"[0-9A-Za-z]{9}"),
+        (FORMATS["hermes"], tag(call("now", "{}")), r"call_[0-9a-f]{24}"),
+        (FORMATS["mistral"], "[TOOL_CALLS]now[ARGS]{}", r"[0-9A-Za-z]{9}"),
     ):
         ids = {AnswerParser(calling, TOOLS).push(answer).tool_calls[0].id for _ in range(2)}
         assert len(ids) == 2

@@ -1,6 +1,7 @@
 """How models write calls of tools, and the place of their reasoning: told by what their chat templates say.
 
-A format is a module of this package with a `FORMAT` and a line here; it is imported when a model asks for it.
+A format is a layout (`layouts.py`), or a module of this package with a `FORMAT`, and a line here; it is imported when a
+model asks for it.
 """
 
 from __future__ import annotations
@@ -125,6 +126,12 @@ def chosen_format(choice: str) -> ToolFormat:
     return read_layout(Path(choice))
 
 
+@lru_cache
 def _named(name: str) -> ToolFormat:
+    from ringlm.frontend.tools.layout import declared
+    from ringlm.frontend.tools.layouts import LAYOUTS
+
+    if name in LAYOUTS:
+        return declared(LAYOUTS[name])
     found: ToolFormat = importlib.import_module(f"ringlm.frontend.tools.{name}").FORMAT
     return found
