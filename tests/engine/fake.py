@@ -16,9 +16,9 @@ from torch import Tensor
 from ringlm.engine.engine import Engine
 from ringlm.engine.follower import follow
 from ringlm.engine.grammar import Grammar, Grammars
+from ringlm.engine.news import Output
 from ringlm.engine.request import SamplingParams, StopReason
 from ringlm.engine.runner import Runner
-from ringlm.engine.sequence import Delta
 from ringlm.models.batch import Batch
 from ringlm.parallel.communicator import Communicator
 from ringlm.parallel.shard import Range, RankShard
@@ -160,9 +160,9 @@ class World:
             self.failures.append(error)
             self.group.abort()
 
-    def run(self) -> dict[int, list[Delta]]:
+    def run(self) -> dict[int, list[Output]]:
         """Steps until there is no work; the news by request."""
-        news: dict[int, list[Delta]] = {}
+        news: dict[int, list[Output]] = {}
         for _ in range(1000):
             if not self.engine.has_work:
                 return news
@@ -195,7 +195,7 @@ def blocks_in_use(engine: Engine) -> int:
     return engine.figures.blocks_in_use
 
 
-def tokens_of(news: list[Delta]) -> list[int]:
+def tokens_of(news: list[Output]) -> list[int]:
     return [token for delta in news for token in delta.tokens]
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ringlm.engine.messages import StepMessage, decode, encode
+from ringlm.engine.news import Output
 from ringlm.engine.request import SamplingParams, StopReason, StructuredOutputsParams
 from ringlm.engine.runner import Runner
-from ringlm.engine.sequence import Delta
 from ringlm.errors import RequestError
 from tests.engine.fake import (
     CONTEXT,
@@ -225,7 +225,7 @@ def test_an_engine_that_is_paused_goes_on_with_the_same_tokens(steps: int) -> No
         engine = world.engine
         for id, params in enumerate(SETTINGS):
             engine.submit(id, prompt, params, grammar_of(params))
-        news: dict[int, list[Delta]] = {id: [] for id in range(len(SETTINGS))}
+        news: dict[int, list[Output]] = {id: [] for id in range(len(SETTINGS))}
         for _ in range(steps):
             for delta in engine.step():
                 news[delta.id].append(delta)
@@ -247,5 +247,5 @@ def test_an_engine_that_is_paused_goes_on_with_the_same_tokens(steps: int) -> No
         assert tokens_of(news[id]) == alone(prompt, params)[0]
 
 
-def ended(news: dict[int, list[Delta]]) -> int:
+def ended(news: dict[int, list[Output]]) -> int:
     return sum(bool(deltas) and deltas[-1].finish_reason is not None for deltas in news.values())

@@ -10,9 +10,9 @@ import pytest
 
 from ringlm.engine.engine import Engine
 from ringlm.engine.follower import follow
+from ringlm.engine.news import Output
 from ringlm.engine.request import SamplingParams
 from ringlm.engine.runner import Runner
-from ringlm.engine.sequence import Delta
 from ringlm.models.sizes import BLOCK
 from ringlm.parallel.communicator import Communicator
 from ringlm.weights import open_model
@@ -110,7 +110,7 @@ def test_a_text_is_the_same_alone_and_among_sixteen_others_that_come_and_go(llam
     assert alone[:until] == crowd[:until] == reference[0].tokens[:until]
 
 
-def through(engine: Engine) -> Iterator[Delta]:
+def through(engine: Engine) -> Iterator[Output]:
     """What it says until it has no work."""
     while engine.has_work:
         yield from engine.step()

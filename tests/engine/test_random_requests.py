@@ -12,8 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from ringlm.engine.news import Output
 from ringlm.engine.request import SamplingParams, StopReason, StructuredOutputsParams
-from ringlm.engine.sequence import Delta
 from ringlm.errors import QueueFullError
 from tests.engine.fake import CONTEXT, SEQUENCE, World, alone, grammar_of, tokens_of
 
@@ -70,7 +70,7 @@ class Requests(RuleBasedStateMachine):
             world_size, max_seqs=MAX_SEQS, blocks=blocks, max_waiting=MAX_WAITING, token_budget=token_budget
         )
         self.asked: dict[int, tuple[tuple[int, ...], SamplingParams]] = {}
-        self.news: dict[int, list[Delta]] = {}
+        self.news: dict[int, list[Output]] = {}
 
     @rule(prompt=prompts, params=params_of)
     def submit(self, prompt: tuple[int, ...], params: SamplingParams) -> None:
@@ -117,7 +117,7 @@ class Requests(RuleBasedStateMachine):
         assert figures.running or not figures.blocks_in_use
         assert self.world.engine.has_work == (going_on > 0)
 
-    def take(self, delta: Delta) -> None:
+    def take(self, delta: Output) -> None:
         assert not self.ended(delta.id)
         assert delta.error is None
         self.news[delta.id].append(delta)

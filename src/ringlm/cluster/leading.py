@@ -9,28 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import msgspec
+
+from ringlm.cluster import messages
 from ringlm.cluster.channel import ChannelClosed
 from ringlm.cluster.compiling import Compiled, Compiler
 from ringlm.cluster.loading import Loaded
-from ringlm.cluster.messages import (
-    Cancel,
-    Embed,
-    Embedding,
-    LinkStats,
-    Output,
-    Progress,
-    Ready,
-    Recovering,
-    Shutdown,
-    Stats,
-    Submit,
-    Vocabulary,
-)
 from ringlm.cluster.upstream import Asked, Frontend
 from ringlm.engine.embedding import Vector
 from ringlm.engine.engine import Engine
 from ringlm.engine.request import StopReason
-from ringlm.engine.sequence import Delta
 from ringlm.errors import PeerError, QueueFullError, RequestError, RingError, RingLMError
 from ringlm.ring import Ring
 
@@ -59,7 +47,7 @@ class Leader:
         """Tokens so far."""
         return 0 if self._engine is None else self._engine.figures.generated_tokens
 
-    def tell(self, message: Progress | Ready | Recovering) -> None:
+    def tell(self, message: messages.Progress | messages.Ready | messages.Recovering) -> None:
         self._frontend.send(message)
 
     def lead(self, loaded: Loaded, ring: Ring | None, spares: Callable[[], int], grows: Callable[[], bool]) -> bool:
@@ -76,7 +64,7 @@ class Leader:
         try:
             while True:
                 for message in self._frontend.messages(0.0 if engine.has_work else _IDLE_S):
-                    if isinstance(message, Shutdown):
+                    if isinstance(message, messages.Shutdown):
                         self.dismissed = True
                         engine.stop()
                         return False
@@ -122,7 +110,7 @@ class Leader:
         try:
             while not over.is_set():
                 for message in self._frontend.messages(_PAUSED_S):
-                    if isinstance(message, Shutdown):
+                    if isinstance(message, messages.Shutdown):
                         raise ChannelClosed
                     if self._engine is not None:
                         self._accept(self._engine, message)
@@ -132,22 +120,22 @@ class Leader:
             signal.pthread_kill(int(threading.main_thread().ident or 0), signal.SIGTERM)
 
     def _accept(self, engine: Engine, message: Asked) -> None:
-        if isinstance(message, Vocabulary):
+        if isinstance(message, messages.Vocabulary):
             self._compiler.learn(message, engine.limits.eos_token_ids)
-        elif isinstance(message, Cancel):
+        elif isinstance(message, messages.Cancel):
             awaited = self._compiler.forget(message.id)
-            delta = Delta(message.id, [], StopReason.CANCELED) if awaited else engine.cancel(message.id)
+            delta = messages.Output(message.id, [], StopReason.CANCELED) if awaited else engine.cancel(message.id)
             if delta is not None:
-                self._frontend.send(*self._stats(engine), Output(*delta))
+                self._frontend.send(*self._stats(engine), delta)
         elif not isinstance(message, Compiled) or self._compiler.forget(message.request.id):
             self._begin(engine, message)
 
-    def _begin(self, engine: Engine, message: Submit | Embed | Compiled) -> None:
+    def _begin(self, engine: Engine, message: messages.Submit | messages.Embed | Compiled) -> None:
         request = message.request if isinstance(message, Compiled) else message
         try:
-            if isinstance(message, Embed):
+            if isinstance(message, messages.Embed):
                 engine.embed(message.id, message.prompt_tokens)
-            elif isinstance(message, Submit):
+            elif isinstance(message, messages.Submit):
                 if message.params.structured_outputs is None:
                     engine.submit(message.id, message.prompt_tokens, message.params)
                 else:
@@ -157,19 +145,30 @@ class Leader:
             else:
                 engine.submit(request.id, request.prompt_tokens, message.request.params, message.grammar)
         except RequestError as error:
-            self._frontend.send(Output(request.id, [], error=str(error), busy=isinstance(error, QueueFullError)))
+            self._frontend.send(
+                messages.Output(request.id, [], error=str(error), busy=isinstance(error, QueueFullError))
+            )
 
-    def _stats(self, engine: Engine) -> list[Stats]:
+    def _stats(self, engine: Engine) -> list[messages.Stats]:
         """The engine's figures when they are to be told: every second while there is work, and once after it."""
         now = time.monotonic()
         if engine.has_work and now < self._stats_due:
             return []
         self._stats_due = now + _STATS_S
-        links = [] if self._ring is None else [LinkStats(*figures) for figures in self._ring.figures()]
+        links = [] if self._ring is None else [messages.LinkStats(*each) for each in self._ring.figures()]
         slow, others = ({}, []) if self._ring is None else (self._ring.slow, self._ring.others())
-        return [Stats(*engine.figures, links, self._spares(), self._recoveries, slow, others, now)]
+        figures = messages.Stats(
+            **msgspec.structs.asdict(engine.figures),
+            links=links,
+            spares=self._spares(),
+            recoveries=self._recoveries,
+            slow=slow,
+            others=others,
+            at_s=now,
+        )
+        return [figures]
 
 
-def _told(news: Delta | Vector) -> Output | Embedding:
+def _told(news: messages.Output | Vector) -> messages.Output | messages.Embedding:
     """What the frontend is told of it."""
-    return Embedding(news.id, news.values.tobytes()) if isinstance(news, Vector) else Output(*news)
+    return messages.Embedding(news.id, news.values.tobytes()) if isinstance(news, Vector) else news

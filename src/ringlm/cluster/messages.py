@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import msgspec
 
-from ringlm.engine.request import SamplingParams, StopReason, TokenLogprob
+from ringlm.engine.news import Figures
+from ringlm.engine.news import Output as Output  # a message as it is
+from ringlm.engine.request import SamplingParams
 
 
 class Vocabulary(msgspec.Struct, frozen=True, tag=True):
@@ -105,22 +107,6 @@ class Recovering(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-class Output(msgspec.Struct, frozen=True, tag=True):
-    """News of request `id`: new tokens, and at its end why it ended, with the timings of the whole."""
-
-    id: int
-    tokens: list[int]
-    finish_reason: StopReason | None = None
-    prefill_s: float = 0.0  # from admission to the first token
-    decode_s: float = 0.0  # from the first token to the last
-    ring_s: float = 0.0  # time within collectives, of prefill_s + decode_s
-    error: str | None = None  # the request was refused (a RequestError); finish_reason is then None
-    logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where they were asked for
-    queue_s: float = 0.0  # from submission to admission
-    cached_tokens: int = 0  # of the prompt, found in the prefix cache
-    busy: bool = False  # of an error: too many requests wait (a QueueFullError)
-
-
 class Embedding(msgspec.Struct, frozen=True, tag=True):
     """The vector of request `id`: the normalized hidden state after its last token, as float32 bytes."""
 
@@ -137,27 +123,17 @@ class LinkStats(msgspec.Struct, frozen=True):
     round_trip_s: float | None = None
 
 
-class Stats(msgspec.Struct, frozen=True, tag=True):
+class Stats(Figures, frozen=True, tag=True):
     """How the engine does. Sent every second while there is work, and once after it; counters count from the start."""
 
-    running: int
-    waiting: int
-    blocks: int  # of the cache
-    blocks_in_use: int  # by requests
-    blocks_cached: int  # free, and holding a prefix that may be asked for again
-    steps: int
-    prompt_tokens: int
-    cached_tokens: int  # of the prompts, found in the prefix cache
-    generated_tokens: int
-    preemptions: int
-    step_s: float  # within steps, the ring's time included
-    ring_s: float  # of it, within collectives
-    forward_s: float  # of it, within forward passes, their collectives included
     links: list[LinkStats]
     spares: int = 0  # that wait to take the place of a lost rank
     recoveries: int = 0  # how often the ring was formed again
-    slow: dict[int, float] = {}  # by rank, who computes for how many times as long as the others
-    others: list[tuple[int, int, int, int]] = []  # links without rank 0: lower rank, higher, bytes there and back
+    slow: dict[int, float] = msgspec.field(
+        default_factory=dict
+    )  # by rank, who computes for how many times as long as the others
+    # Links without rank 0: lower rank, higher, bytes there and back
+    others: list[tuple[int, int, int, int]] = msgspec.field(default_factory=list)
     at_s: float = 0.0  # when it was so, by a clock of the engine's
 
 

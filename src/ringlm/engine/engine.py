@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from ringlm.engine.allocator import BlockAllocator
 from ringlm.engine.embedding import Vector, embed
 from ringlm.engine.messages import Message, encode
+from ringlm.engine.news import Figures, Output
 from ringlm.engine.request import SamplingParams
 from ringlm.engine.runner import Runner
 from ringlm.engine.sampler import sample
-from ringlm.engine.scheduler import Figures, Scheduler
-from ringlm.engine.sequence import Delta, Limits, Moment, begin
+from ringlm.engine.scheduler import Scheduler
+from ringlm.engine.sequence import Limits, Moment, begin
 from ringlm.parallel.communicator import Communicator
 
 if TYPE_CHECKING:
@@ -75,11 +76,11 @@ class Engine:
         """Queue a request for the vector of `tokens`; RequestError as `submit`."""
         self.scheduler.add(begin(id, tokens, SamplingParams(), self.limits, embeds=True))
 
-    def cancel(self, id: int) -> Delta | None:
+    def cancel(self, id: int) -> Output | None:
         """End a request and free its blocks. Its last news; None if it is unknown or has ended."""
         return self.scheduler.cancel(id)
 
-    def step(self) -> list[Delta | Vector]:
+    def step(self) -> list[Output | Vector]:
         """One turn: choose the work, run it on every rank, hand out the tokens and vectors."""
         work = self.scheduler.schedule()  # who advances, by how many tokens
         if work is None:

@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from ringlm.engine.allocator import BlockAllocator, Prefix
 from ringlm.engine.embedding import Vector
 from ringlm.engine.messages import SequenceStep, StepMessage, StopMessage
+from ringlm.engine.news import Figures, Output
 from ringlm.engine.pace import Pace
 from ringlm.engine.request import StopReason
 from ringlm.engine.sampler import Chosen, needed
-from ringlm.engine.sequence import Clock, Delta, Moment, Sequence
+from ringlm.engine.sequence import Clock, Moment, Sequence
 from ringlm.errors import QueueFullError, RequestError
 
 
@@ -33,24 +33,6 @@ class Work:
     embedded: list[Sequence]  # those that get their vector
     rows: list[int]  # of all tokens laid end to end, the last of each of `embedded`
     begun: Moment
-
-
-class Figures(NamedTuple):
-    """How the engine does; counters count from the start."""
-
-    running: int
-    waiting: int
-    blocks: int  # of the cache
-    blocks_in_use: int  # by requests
-    blocks_cached: int  # free, and holding a prefix that may be asked for again
-    steps: int
-    prompt_tokens: int
-    cached_tokens: int  # of the prompts, found in the prefix cache
-    generated_tokens: int
-    preemptions: int
-    step_s: float  # within steps, the ring's time included
-    ring_s: float  # of it, within collectives
-    forward_s: float  # of it, within forward passes, their collectives included
 
 
 class Scheduler:
@@ -122,7 +104,7 @@ class Scheduler:
         self._by_id[sequence.id] = sequence
         self._waiting.append(sequence)
 
-    def cancel(self, id: int) -> Delta | None:
+    def cancel(self, id: int) -> Output | None:
         """End a sequence, wherever it is; None if there is none of that id."""
         sequence = self._by_id.get(id)
         if sequence is None:
@@ -160,7 +142,7 @@ class Scheduler:
 
     def commit(
         self, work: Work, chosen: list[Chosen | RequestError], vectors: Iterable[Vector | RequestError] = ()
-    ) -> list[Delta | Vector]:
+    ) -> list[Output | Vector]:
         """Give each sampled sequence its token, each embedded one its vector, or either its error; the news of all, in
         this order."""
         now = self._clock()
@@ -173,7 +155,7 @@ class Scheduler:
         for sequence, length in zip(work.sequences, lengths, strict=True):
             sequence.cached += length
             self._learn(sequence)
-        news: list[Delta | Vector] = [self._advance(*each, now) for each in zip(work.sampled, chosen, strict=True)]
+        news: list[Output | Vector] = [self._advance(*each, now) for each in zip(work.sampled, chosen, strict=True)]
         for sequence, vector in zip(work.embedded, vectors, strict=True):
             self._remove(sequence)
             news.append(sequence.ended(now, [], error=str(vector)) if isinstance(vector, RequestError) else vector)
@@ -281,7 +263,7 @@ class Scheduler:
             sequence.prefix = self.allocator.learn(sequence.prefix, tokens, block)
             sequence.known += 1
 
-    def _advance(self, sequence: Sequence, chosen: Chosen | RequestError, now: Moment) -> Delta:
+    def _advance(self, sequence: Sequence, chosen: Chosen | RequestError, now: Moment) -> Output:
         if isinstance(chosen, RequestError):
             self._remove(sequence)
             return sequence.ended(now, [], error=str(chosen))
@@ -292,7 +274,7 @@ class Scheduler:
         logprobs = () if chosen.logprob is None else (chosen.logprob,)
         if reason is None:
             waited, found = sequence.queue_s, sequence.found
-            return Delta(sequence.id, [chosen.token], logprobs=logprobs, queue_s=waited, cached_tokens=found)
+            return Output(sequence.id, [chosen.token], logprobs=logprobs, queue_s=waited, cached_tokens=found)
         self._remove(sequence)
         return sequence.ended(now, [chosen.token], reason, logprobs=logprobs)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from ringlm.engine.news import Output
 from ringlm.engine.request import SamplingParams, StopReason, TokenLogprob
 from ringlm.engine.shaping import Shaping
 from ringlm.errors import RequestError
@@ -33,21 +34,6 @@ class Moment(NamedTuple):
 
 
 Clock = Callable[[], Moment]
-
-
-class Delta(NamedTuple):
-    """News of request `id`: its new tokens, and at its end the reason (or the error) and the timings."""
-
-    id: int
-    tokens: list[int]
-    finish_reason: StopReason | None = None
-    prefill_s: float = 0.0  # from the (first) admission to the first token
-    decode_s: float = 0.0  # from the first token to the last
-    ring_s: float = 0.0  # time within collectives, of prefill_s + decode_s
-    error: str | None = None  # what a RequestError says; finish_reason is then None
-    logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where they were asked for
-    queue_s: float = 0.0  # from submission to the (first) admission
-    cached_tokens: int = 0  # of the prompt, found in the prefix cache
 
 
 @dataclass(slots=True, eq=False)
@@ -111,11 +97,11 @@ class Sequence:
         reason: StopReason | None = None,
         error: str | None = None,
         logprobs: tuple[TokenLogprob, ...] = (),
-    ) -> Delta:
+    ) -> Output:
         """The last news, with the timings of the whole; those of a phase never reached are 0."""
         start = self.admitted or now
         first = self.first_token or now
-        return Delta(
+        return Output(
             id=self.id,
             tokens=tokens,
             finish_reason=reason,
