@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 
 from ringlm.errors import ModelError
-from ringlm.weights.source import Entry, Form, Tensors, bounds, release
+from ringlm.weights.source import Cut, Entry, Form, Tensors, bounds, release
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
+_MAX_JSON: Final = 64_000_000  # bytes
 _MAX_HEADER: Final = 100_000_000  # bytes; the limit of the safetensors library
 _TORCH_NAMES: Final = {
     "F64": "float64",
@@ -58,13 +59,7 @@ class FolderWeights(Tensors):
         super().__init__(folder.name, _entries(folder) if file is None else _header(file_in(folder, file)))
         self._mapped: dict[Path, mmap.mmap] = {}
 
-    def read(
-        self,
-        name: str,
-        rows: slice | None = None,
-        columns: slice | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> torch.Tensor:
+    def read(self, name: str, rows: Cut = None, columns: Cut = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         import torch
 
         entry = self.entry(name)
@@ -117,14 +112,14 @@ def file_in(folder: Path, name: str) -> Path:
     return path
 
 
-def read_json(folder: Path, name: str, form: type[_T], what: str, limit: int = 64_000_000) -> _T:
+def read_json(folder: Path, name: str, form: type[_T], what: str) -> _T:
     """A small file of the folder that holds JSON of the type `form`, called `what`; ModelError where it is missing,
-    damaged or larger than `limit` bytes."""
+    damaged or larger than 64 MB."""
     path = file_in(folder, name)
     try:
         size = path.stat().st_size
-        if size > limit:
-            raise ModelError(f"{name}: {size:,} bytes are too many for this file; the limit is {limit:,}.")
+        if size > _MAX_JSON:
+            raise ModelError(f"{name}: {size:,} bytes are too many for this file; the limit is {_MAX_JSON:,}.")
         return msgspec.json.decode(path.read_bytes(), type=form)
     except OSError as error:
         raise ModelError(f"{name}: cannot be read: {error}.") from error

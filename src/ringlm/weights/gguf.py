@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from ringlm.errors import ModelError
 from ringlm.weights.gguf_config import ROPE_FACTORS, config_from, hugging_face_name, is_permuted
 from ringlm.weights.gguf_header import BLOCK_FORMATS, GGUFHeader, TensorInfo
-from ringlm.weights.source import Entry, Form, Tensors, bounds, release
+from ringlm.weights.source import Cut, Entry, Form, Tensors, bounds, release
 
 if TYPE_CHECKING:
     import torch
@@ -63,13 +63,7 @@ class GGUFWeights(Tensors):
             entry = Entry(info.path, info.ggml_type, info.shape[1:], info.offset + expert * nbytes, nbytes)
             yield name.replace("*", str(expert)), entry
 
-    def read(
-        self,
-        name: str,
-        rows: slice | None = None,
-        columns: slice | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> torch.Tensor:
+    def read(self, name: str, rows: Cut = None, columns: Cut = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         entry = self.entry(name)
         vector = len(entry.shape) == 1  # a single row, of which `rows` are the columns
         inner = (0, 1) if vector else bounds(columns, entry.shape[1])

@@ -37,19 +37,18 @@ def unpack(packed: Packed) -> Tensor:
     return (values.sub_(8) if packed.bits == 4 else values).mul_(scales).flatten(1)
 
 
-def quantize(weight: Tensor, bits: int, *, symmetric: bool = False) -> Packed:
-    """float (rows, columns) in blocks of 32, the last filled up with zeros: 4 bits with a minimum, or without one if
-    `symmetric`; 8 bits always without.
+def quantize(weight: Tensor, bits: int) -> Packed:
+    """float (rows, columns) in blocks of 32, the last filled up with zeros: 4 bits with a minimum, 8 bits without.
 
     Raises ValueError for weights that are not finite or whose scale or minimum exceeds float16.
     """
     fit: Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]
-    fit = _eight_bits if bits == 8 else (_four_bits_symmetric if symmetric else _four_bits)
+    fit = _eight_bits if bits == 8 else _four_bits
     rows, columns = weight.shape
     blocks = -(-columns // BLOCK)
     codes = torch.empty(rows, blocks, bits * BLOCK // 8, dtype=torch.int8 if bits == 8 else torch.uint8)
     scales = torch.empty(rows, blocks, dtype=torch.float16)
-    minimums = torch.empty_like(scales) if bits == 4 and not symmetric else None
+    minimums = torch.empty_like(scales) if bits == 4 else None
     height = max(1, _TILE // max(1, columns))
     for top in range(0, rows, height):
         tile = slice(top, min(top + height, rows))
@@ -91,24 +90,6 @@ def _four_bits(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             minimum = (mean - scale * center).half().float()
         best.offer(scale, minimum, codes)
     return best.codes(codes), best.scale, best.minimum
-
-
-def _four_bits_symmetric(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As `_four_bits`, with minimums of -8 * scale; the scale has the sign that gives the largest weight code 0."""
-    x = blocks.t().contiguous()
-    low, high = x.aminmax(dim=0)
-    extreme = torch.where(-low >= high, low, high)
-    codes, scratch = torch.empty_like(x), torch.empty_like(x)
-    best = _Best(x)
-    for part in _STARTS:
-        scale = extreme * (-part / 8)
-        for _ in range(_ROUNDS):
-            _round(x, scale, -8 * scale, codes).sub_(8)
-            product = torch.mul(codes, x, out=scratch).sum(0)
-            square = torch.mul(codes, codes, out=scratch).sum(0)
-            scale = torch.where(square > 0, product / square, scale).half().float()
-        best.offer(scale, -8 * scale, codes)
-    return best.codes(codes), best.scale, None
 
 
 class _Best:

@@ -10,7 +10,7 @@ from ringlm.errors import ModelError
 from ringlm.weights import fp8, gptq, mlx
 from ringlm.weights.folder import FLOATS, FolderWeights
 from ringlm.weights.matrix import Quantized, settings
-from ringlm.weights.source import Form, bounds
+from ringlm.weights.source import Cut, Form, bounds
 
 if TYPE_CHECKING:
     import torch
@@ -68,13 +68,7 @@ class QuantizedFolder:
     def place(self, name: str) -> str:
         return self._raw.place(self._matrices[name].tensor if name in self._matrices else name)
 
-    def read(
-        self,
-        name: str,
-        rows: slice | None = None,
-        columns: slice | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> torch.Tensor:
+    def read(self, name: str, rows: Cut = None, columns: Cut = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         if name not in self._matrices:
             return self._raw.read(name, rows, columns, dtype)
         import torch

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ringlm.weights.packed import Packed
 
+Cut: TypeAlias = slice | None  # None: all of it
 SAMPLE_BYTES = 64  # read at the start, the middle and the end of every tensor for the fingerprint
 
 
@@ -90,13 +91,7 @@ class WeightSource(Protocol):
         """How an error message calls this tensor: "model.safetensors: tensor 'model.norm.weight'"."""
         ...
 
-    def read(
-        self,
-        name: str,
-        rows: slice | None = None,
-        columns: slice | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> torch.Tensor:
+    def read(self, name: str, rows: Cut = None, columns: Cut = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         """`tensor[rows]` or `tensor[rows, columns]`, contiguous, in `dtype` (None: the file's, or float32 where
         that is quantized). Only that part of the file is read; slices have step 1 and lie within the shape."""
         ...
