@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import NoReturn
 
 import msgspec
@@ -21,21 +20,7 @@ from ringlm import errors
 from ringlm.cluster import messages, parent, spec
 from ringlm.cluster.channel import Channel, ChannelClosed
 from ringlm.cluster.local import local_ring
-from ringlm.cluster.messages import (
-    Cancel,
-    Embed,
-    Embedding,
-    Failed,
-    Output,
-    Ping,
-    Progress,
-    Ready,
-    Recovering,
-    Shutdown,
-    Stats,
-    Submit,
-    Vocabulary,
-)
+from ringlm.cluster.order import end, how_ended
 from ringlm.cluster.spec import EngineSpec
 from ringlm.engine.request import SamplingParams
 from ringlm.errors import PeerError, RingError, RingLMError
@@ -54,9 +39,9 @@ class EngineClient:
     """
 
     def __init__(self, processes: list[subprocess.Popen[bytes]], channels: list[socket.socket]) -> None:
-        self.ready: Ready
-        self.stats: Stats | None = None
-        self.recovering: Recovering | None = None
+        self.ready: messages.Ready
+        self.stats: messages.Stats | None = None
+        self.recovering: messages.Recovering | None = None
         self._processes = processes
         self._sockets = channels
         self._channel: Channel[messages.ToFrontend] = Channel(channels[0], messages.ToFrontend)
@@ -66,7 +51,7 @@ class EngineClient:
         self._pinger = threading.Thread(target=self._ping, name="ringlm-ping", daemon=True)
 
     @classmethod
-    def start(cls, engine: EngineSpec, on_progress: Callable[[Progress], None] | None = None) -> EngineClient:
+    def start(cls, engine: EngineSpec, on_progress: Callable[[messages.Progress], None] | None = None) -> EngineClient:
         """Start the engine and wait until every rank is ready.
 
         Raises the RingLMError that ended the engine. Whatever was started is ended then.
@@ -96,38 +81,38 @@ class EngineClient:
             raise
         return client
 
-    def teach(self, vocabulary: Vocabulary) -> None:
+    def teach(self, vocabulary: messages.Vocabulary) -> None:
         """Say what tokens stand for, which it must know before the first request with a grammar."""
         self._send(vocabulary)
 
     def submit(self, prompt_tokens: list[int], params: SamplingParams) -> int:
         """Hand in a request; its id. Its tokens come from `next_event`, and so does what ends the engine now."""
         request = next(self._ids)
-        self._send(Submit(request, prompt_tokens, params))
+        self._send(messages.Submit(request, prompt_tokens, params))
         return request
 
     def embed(self, prompt_tokens: list[int]) -> int:
-        """Hand in a text whose vector is wanted, as `submit` does; it comes as an Embedding."""
+        """Hand in a text whose vector is wanted, as `submit` does; it comes as an messages.Embedding."""
         request = next(self._ids)
-        self._send(Embed(request, prompt_tokens))
+        self._send(messages.Embed(request, prompt_tokens))
         return request
 
     def cancel(self, request: int) -> None:
-        """End a request; its last Output says CANCELED. One that has ended already is left alone."""
-        self._send(Cancel(request))
+        """End a request; its last messages.Output says CANCELED. One that has ended already is left alone."""
+        self._send(messages.Cancel(request))
 
-    def next_event(self, timeout_s: float | None = None) -> Output | Embedding | None:
+    def next_event(self, timeout_s: float | None = None) -> messages.Output | messages.Embedding | None:
         """The next news of any request, or None after `timeout_s`. Raises the error that ended the engine."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             message = self._receive(None if deadline is None else max(0.0, deadline - time.monotonic()))
-            if message is None or isinstance(message, Output | Embedding):
+            if message is None or isinstance(message, messages.Output | messages.Embedding):
                 return message
-            if isinstance(message, Stats):
+            if isinstance(message, messages.Stats):
                 self.stats = message
-            elif isinstance(message, Recovering):
+            elif isinstance(message, messages.Recovering):
                 self.recovering = message
-            elif isinstance(message, Ready):
+            elif isinstance(message, messages.Ready):
                 self.ready, self.recovering = message, None
 
     def close(self) -> None:
@@ -136,15 +121,11 @@ class EngineClient:
             return
         self._closing.set()
         with contextlib.suppress(ChannelClosed):
-            self._channel.send(Shutdown())
+            self._channel.send(messages.Shutdown())
         deadline = time.monotonic() + (_CLOSE_S if self._failure is None else 2.0)
         for process in self._processes:
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            if not end(process, max(0.1, deadline - time.monotonic()), _CLOSE_S):
                 log.warning("engine process %d did not end by itself", process.pid)
-                process.kill()
-                process.wait(_CLOSE_S)
         self._channel.close()
         for sock in self._sockets[1:]:
             sock.close()
@@ -152,24 +133,22 @@ class EngineClient:
     def __enter__(self) -> EngineClient:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _await_ready(self, on_progress: Callable[[Progress], None] | None) -> None:
+    def _await_ready(self, on_progress: Callable[[messages.Progress], None] | None) -> None:
         while True:
             message = self._receive(None)
-            if isinstance(message, Ready):
+            if isinstance(message, messages.Ready):
                 self.ready = message
                 return
-            if isinstance(message, Progress) and on_progress is not None:
+            if isinstance(message, messages.Progress) and on_progress is not None:
                 on_progress(message)
 
     def _ping(self) -> None:
         while not self._closing.wait(_PING_S):
             try:
-                self._channel.send(Ping())
+                self._channel.send(messages.Ping())
             except ChannelClosed:
                 return
 
@@ -188,7 +167,7 @@ class EngineClient:
             message = self._channel.receive(timeout_s)
         except ChannelClosed:
             self._fail(_closed() if self._closing.is_set() else self._unexplained())
-        if isinstance(message, Failed):
+        if isinstance(message, messages.Failed):
             self._fail(_error(message))
         return message
 
@@ -197,8 +176,7 @@ class EngineClient:
             status = self._processes[0].wait(2.0)
         except subprocess.TimeoutExpired:
             return RingError("the engine process of rank 0 closed its channel and goes on; it is ended now.")
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        return RingError(f"the engine process of rank 0 {how} without a word; was there memory enough?")
+        return RingError(f"the engine process of rank 0 {how_ended(status)} without a word; was there memory enough?")
 
     def _fail(self, error: RingLMError) -> NoReturn:
         self._failure = error
@@ -240,7 +218,7 @@ def _spawn(arguments: list[str], fds: tuple[int, ...]) -> subprocess.Popen[bytes
     )
 
 
-def _error(failed: Failed) -> RingLMError:
+def _error(failed: messages.Failed) -> RingLMError:
     kind = getattr(errors, failed.kind, None)
     if not (isinstance(kind, type) and issubclass(kind, RingLMError)):
         return RingLMError(failed.message)

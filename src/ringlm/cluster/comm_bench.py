@@ -16,13 +16,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Final, NoReturn, TypedDict
 
 import msgspec
 
 from ringlm.cluster.channel import Channel, ChannelClosed
 from ringlm.cluster.local import local_ring
+from ringlm.cluster.order import end, how_ended
 from ringlm.errors import ConfigError, RingError
 from ringlm.ring.config import MAX_WORLD_SIZE, RingConfig
 
@@ -217,9 +217,7 @@ class _Ranks:
     def __enter__(self) -> _Ranks:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._end(at_once=error is not None)
 
     def _start(self, start: Start) -> None:
@@ -267,16 +265,13 @@ class _Ranks:
             status = self._processes[rank].wait(_END_S)
         except subprocess.TimeoutExpired:
             status = 0
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        raise RingError(f"rank {rank} of {len(self._channels)} {how} without a word; was there memory enough?")
+        raise RingError(
+            f"rank {rank} of {len(self._channels)} {how_ended(status)} without a word; was there memory enough?"
+        )
 
     def _end(self, at_once: bool = True) -> None:
         for channel in self._channels:
             channel.close()
         deadline = time.monotonic() + (0.0 if at_once else _END_S)
         for process in self._processes:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(_END_S)
+            end(process, deadline - time.monotonic(), _END_S)

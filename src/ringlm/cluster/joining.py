@@ -18,11 +18,11 @@ import msgspec
 from ringlm.cluster.agreement import Capabilities
 from ringlm.cluster.examination import Findings
 from ringlm.errors import ConfigError, ConnectError, PeerLostError, RingError
-from ringlm.ring.address import Address, interface_address
+from ringlm.ring.address import Address
 from ringlm.ring.cards import Port, reached
 from ringlm.ring.config import RingConfig
 from ringlm.ring.gauge import Reading, gauge
-from ringlm.ring.handshake import Handshake, Hello, Place, initiate
+from ringlm.ring.handshake import Hello, Place
 from ringlm.ring.seal import Connection
 from ringlm.ring.sockets import dial
 from ringlm.ring.stream import Stream
@@ -165,12 +165,7 @@ def call(
     """A line to rank 0 at one of `addresses`. Raises ConnectError, of which RefusedError is final, and
     AuthenticationError."""
     hello = Hello("join", rank, 0, 0, epoch, fingerprint, seal=config.seal)
-
-    def handshake(name: str, far: bool) -> Handshake:
-        return initiate(msgspec.structs.replace(hello, far=far), config.secret, name)
-
-    source = interface_address(config.interface) if config.interface else None
-    return Line(dial(list(addresses), handshake, "rank 0", deadline, source=source))
+    return Line(dial(addresses, [hello], config, "rank 0", deadline))
 
 
 def join(

@@ -46,3 +46,19 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 def exit_status(returncode: int) -> int:
     """A process's end as a shell tells it."""
     return 128 - returncode if returncode < 0 else returncode
+
+
+def how_ended(status: int) -> str:
+    """A process's end in words."""
+    return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
+def end(process: subprocess.Popen[bytes], patience_s: float, kill_s: float) -> bool:
+    """Wait for a process's end, by force after `patience_s`; whether it has ended by itself."""
+    try:
+        process.wait(max(0.0, patience_s))
+        return True
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(kill_s)
+        return False

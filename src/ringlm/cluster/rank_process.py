@@ -18,7 +18,7 @@ from typing import IO, Any
 import msgspec
 
 from ringlm.cluster.hosts import Host
-from ringlm.cluster.order import Order
+from ringlm.cluster.order import Order, how_ended
 from ringlm.errors import ConfigError
 
 _SSH_FAILED, _NOT_FOUND = 255, 127
@@ -97,8 +97,9 @@ class RankProcess:
         pause_s = min(_BACKOFF_S * 2**self._failures, _LONGEST_BACKOFF_S)
         self._failures += 1
         self._due = time.monotonic() + pause_s
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        log.warning("%s %s; started again in %.1f s (restarts left: %d)", self._label, how, pause_s, self.restarts)
+        log.warning(
+            "%s %s; started again in %.1f s (restarts left: %d)", self._label, how_ended(status), pause_s, self.restarts
+        )
         return None
 
     def signal(self, number: signal.Signals) -> None:

@@ -17,7 +17,7 @@ import threading
 
 import msgspec
 
-from ringlm.cluster.order import LONGEST, Order, exit_status
+from ringlm.cluster.order import LONGEST, Order, end, exit_status
 
 _GRACE_S = 40.0  # for a server's last answers, once nobody is there to read about them
 
@@ -54,10 +54,7 @@ def _obey(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ValueError):  # no signal's number
             process.send_signal(signal.Signals(byte[0]))
     process.terminate()
-    try:
-        process.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
+    end(process, _GRACE_S, _GRACE_S)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from ringlm.cluster.joining import (
     Offer,
     words,
 )
-from ringlm.errors import ConfigError, ConnectError, RingError, RingLMError
-from ringlm.ring.handshake import Hello, Place, RefusedError, differing
+from ringlm.errors import ConfigError, ConnectError, RingLMError
+from ringlm.ring.handshake import Hello, Place, RefusedError, check_model
 from ringlm.ring.listener import Listener
 from ringlm.ring.same_machine import own_host
 from ringlm.ring.seal import Connection
@@ -175,12 +175,7 @@ class Rendezvous:
         """Rank 0. Raises RefusedError for who has another model, and where too many wait."""
         if len(self._guests) + len(self._arrived) >= MAX_GUESTS:
             raise RefusedError(f"{MAX_GUESTS} wait here already.", final=False)
-        if hello.fingerprint and (fields := differing(hello.fingerprint, self._fingerprint)):
-            theirs, ours = (text.rpartition(":")[0] for text in (hello.fingerprint, self._fingerprint))
-            raise RefusedError(
-                f"this rank has the model {theirs} and the ring {ours}, whose {' and '.join(fields)} differ; every "
-                "rank needs the same model, under any name: copy its files, or mend -m or --adapter."
-            )
+        check_model(hello.fingerprint, self._fingerprint, "this rank", "the ring")
         return 0
 
     def receive(self, hello: Hello, link: Connection) -> None:
@@ -196,12 +191,6 @@ class Rendezvous:
         if hello.rank >= 0 and not self.returned.is_set():
             self.returned.set()
             self._on_return()
-
-    def refused(self, why: str) -> None:
-        """Nobody waits here for one in particular."""
-
-    def fail(self, error: RingError) -> None:
-        """What ends forming does not end this."""
 
     # -- the thread ----------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ import math
 import socket
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Final
 
 import msgspec
@@ -67,9 +66,7 @@ class Seating:
                 self._gathering = Gathering(self._listener, self.loader, self._tell, self._returned)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._gathering is not None:
             self._gathering.rendezvous.close("rank 0 has ended." if error is None else f"rank 0 has ended: {error}")
         if self._listener is not None:

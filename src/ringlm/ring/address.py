@@ -86,12 +86,10 @@ def interface_address(interface: str) -> str:
 
 def own_address() -> str:
     """The address of this machine at which most others would reach it; its name where no route leads anywhere."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("203.0.113.1", 9))  # nobody's, and nothing is sent
-            return str(probe.getsockname()[0])
-        except OSError:
-            return socket.gethostname()
+    try:
+        return address_towards(Address("203.0.113.1", 9))  # nobody's
+    except OSError:
+        return socket.gethostname()
 
 
 def address_towards(other: Address) -> str:

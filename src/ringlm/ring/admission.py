@@ -13,7 +13,7 @@ from collections.abc import Callable
 from ringlm.errors import ConnectError, RingError
 from ringlm.ring.cards import left_early
 from ringlm.ring.config import RingConfig
-from ringlm.ring.handshake import Hello, RefusedError, differing
+from ringlm.ring.handshake import Hello, RefusedError, check_model
 from ringlm.ring.seal import Connection
 from ringlm.ring.sockets import ended
 
@@ -106,12 +106,7 @@ class Admission:
         rank = self._config.rank
         self._judge_epoch(hello)
         self._judge_place(hello)
-        if hello.fingerprint and self._fingerprint and (fields := differing(hello.fingerprint, self._fingerprint)):
-            theirs, ours = (text.rpartition(":")[0] for text in (hello.fingerprint, self._fingerprint))
-            raise RefusedError(
-                f"rank {hello.rank} has the model {theirs} and rank {rank} {ours}, whose {' and '.join(fields)} "
-                "differ; every rank needs the same model, under any name: copy its files, or mend -m or --adapter."
-            )
+        check_model(hello.fingerprint, self._fingerprint, f"rank {hello.rank}", f"rank {rank}")
         if hello.purpose == "relay" and not self._closed:  # as many as are wanted, and as late
             return rank
         # Once all links are there, any of them tells that their rank lives.

@@ -11,14 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 
-import msgspec
-
 from ringlm.errors import ConnectError, RingError
-from ringlm.ring.address import Address, interface_address
+from ringlm.ring.address import Address
 from ringlm.ring.admission import Admission
 from ringlm.ring.cards import Card, reach
 from ringlm.ring.config import RingConfig
-from ringlm.ring.handshake import Handshake, Hello, initiate
+from ringlm.ring.handshake import Hello
 from ringlm.ring.listener import Listener
 from ringlm.ring.relay import Relays
 from ringlm.ring.seal import Connection
@@ -63,19 +61,9 @@ class Opening:
         tries: int | None = None,
         unwanted: threading.Event | None = None,
     ) -> Connection:
-        """Dial a rank and make these handshakes, one after the other; the last one's seal. See `sockets.dial`."""
-        config = self.config
-
-        def handshake(name: str, far: bool) -> Handshake:
-            agreed = None
-            for hello in hellos:
-                far = far or len(hellos) > 1  # by way of other ranks, which could read it
-                agreed = yield from initiate(msgspec.structs.replace(hello, far=far), config.secret, name)
-            return agreed
-
-        source = interface_address(config.interface) if config.interface else None
+        """A link to a rank; see `sockets.dial`."""
         unwanted = unwanted or self.admission.failed
-        found = dial(addresses, handshake, f"rank {peer}", self.deadline, source=source, tries=tries, unwanted=unwanted)
+        found = dial(addresses, hellos, self.config, f"rank {peer}", self.deadline, tries=tries, unwanted=unwanted)
         self.opened.append(found.sock)
         return found
 

@@ -19,11 +19,11 @@ from typing import Annotated, Final
 
 import msgspec
 
-from ringlm.errors import ConnectError, RingError
-from ringlm.ring.address import Address, interface_address
+from ringlm.errors import ConnectError
+from ringlm.ring.address import Address
 from ringlm.ring.cards import Port
 from ringlm.ring.config import RingConfig
-from ringlm.ring.handshake import Handshake, Hello, RefusedError, initiate
+from ringlm.ring.handshake import Hello, RefusedError
 from ringlm.ring.same_machine import own_host
 from ringlm.ring.seal import Connection
 from ringlm.ring.sockets import dial, receive_exactly
@@ -67,11 +67,7 @@ def gauge(addresses: Sequence[Address], config: RingConfig) -> Reading:
     if not addresses:
         raise ConnectError("the other end has no address that leads to it from here.")
 
-    def handshake(name: str, far: bool) -> Handshake:
-        return initiate(Hello("gauge", -1, 0, 0, 0, "", far=far), config.secret, name)
-
-    source = interface_address(config.interface) if config.interface else None
-    sock, _ = dial(list(addresses), handshake, "the other end", deadline, source=source, tries=1)
+    sock, _ = dial(addresses, [Hello("gauge", -1, 0, 0, 0, "")], config, "the other end", deadline, tries=1)
     with sock:
         far = addresses[0] if sock.family == socket.AF_UNIX else Address(*sock.getpeername()[:2])
         try:
@@ -166,12 +162,6 @@ class Gauges:
                 return
             self._links[link.sock] = thread
         thread.start()
-
-    def refused(self, why: str) -> None:
-        """Nobody waits here for one in particular."""
-
-    def fail(self, error: RingError) -> None:
-        """What ends forming does not end this."""
 
     # -- a thread a link -----------------------------------------------------------------------
 

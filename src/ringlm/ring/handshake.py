@@ -61,6 +61,16 @@ def differing(one: str, other: str) -> list[str]:
     return [field for field in first | second if first.get(field) != second.get(field)]
 
 
+def check_model(theirs: str, ours: str, who: str, here: str) -> None:
+    """Raises RefusedError where the fingerprints of `who` dials and of what is `here` differ."""
+    if theirs and ours and (fields := differing(theirs, ours)):
+        models = [text.rpartition(":")[0] for text in (theirs, ours)]
+        raise RefusedError(
+            f"{who} has the model {models[0]} and {here} {models[1]}, whose {' and '.join(fields)} differ; every rank "
+            "needs the same model, under any name: copy its files, or mend -m or --adapter."
+        )
+
+
 class Place(msgspec.Struct, frozen=True, array_like=True):
     """Where a rank listens: at `port` of any of `hosts`. Loopback's only from the same `network`."""
 

@@ -42,6 +42,10 @@ class Reception(Protocol):
         """Take an open link, tuned. Called by the listener's thread, and must not wait."""
         ...
 
+
+class Door(Reception, Protocol):
+    """Who forms a ring, and waits for links."""
+
     def refused(self, why: str) -> None:
         """Somebody was turned away: for the error of a rank that waits in vain."""
         ...
@@ -106,7 +110,7 @@ class Listener:
     def __init__(self, sockets: list[socket.socket], terms: Terms) -> None:
         self.port = int(sockets[0].getsockname()[1])
         self.terms = terms
-        self.door: Reception | None = None
+        self.door: Door | None = None
         self.lobby: Reception | None = None
         self.gauges: Reception | None = None
         self.join_at: Place | None = None

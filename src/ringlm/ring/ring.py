@@ -9,7 +9,6 @@ import socket
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from types import TracebackType
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from ringlm.errors import PeerError, PeerLostError, RingError
@@ -187,9 +186,7 @@ class Ring(Collectives):
     def __enter__(self) -> Ring:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self.abort(last_words(error))
         self.close()

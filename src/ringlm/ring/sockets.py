@@ -10,12 +10,14 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+
+import msgspec
 
 from ringlm.errors import AuthenticationError, ConfigError, ConnectError
 from ringlm.ring.address import Address, interface_address, is_loopback
-from ringlm.ring.handshake import Agreed, Handshake, RefusedError
+from ringlm.ring.config import RingConfig
+from ringlm.ring.handshake import Agreed, Handshake, Hello, RefusedError, initiate
 from ringlm.ring.same_machine import connect_beside, leaves, listen_beside
 from ringlm.ring.seal import Connection, overhead, pack, unpack
 
@@ -190,23 +192,22 @@ def spoken(sock: socket.socket, deadline: float) -> bool:
 
 
 def dial(
-    addresses: list[Address],
-    handshake: Callable[[str, bool], Handshake],
+    addresses: Sequence[Address],
+    hellos: Sequence[Hello],
+    config: RingConfig,
     what: str,
     deadline: float,
     *,
-    source: str | None = None,
     tries: int | None = None,
     unwanted: threading.Event | None = None,
 ) -> Connection:
-    """Connect to the first address that answers and complete a handshake, given the peer's name and whether the way
-    there leaves this machine, again and again until `deadline`.
+    """Connect to the first address that answers, from the interface and with the secret of `config`, and say `hellos`,
+    a handshake after the other, the last one's seal being the link's; again and again until `deadline`.
 
     Ranks start in any order, so refusals by the kernel and resets are retried with backoff; a final
     refusal by a ringlm peer is not. With `tries` the peer is known to listen, at one of the addresses: each
     is tried that often, and what answers at the wrong ones means nothing. `what` names the peer in errors,
-    `source` is the own address to dial from, and `unwanted` ends it. Raises ConnectError or
-    AuthenticationError; what is returned is tuned.
+    and `unwanted` ends it. Raises ConnectError or AuthenticationError; what is returned is tuned.
     """
     pause_s, last, turn = 0.02, "no answer", 0
     while True:
@@ -214,7 +215,7 @@ def dial(
         for address in addresses:
             connect_s = _CONNECT_S if tries is None else _KNOWN_CONNECT_S
             try:
-                return _attempt(address, partial(handshake, f"{what} ({address})"), deadline, connect_s, source)
+                return _attempt(address, hellos, config, f"{what} ({address})", deadline, connect_s)
             except (ConnectError, AuthenticationError) as error:
                 final = isinstance(error, AuthenticationError) or (isinstance(error, RefusedError) and error.final)
                 if final and tries is None:
@@ -232,8 +233,9 @@ def dial(
 
 
 def _attempt(
-    address: Address, handshake: Callable[[bool], Handshake], deadline: float, connect_s: float, source: str | None
+    address: Address, hellos: Sequence[Hello], config: RingConfig, name: str, deadline: float, connect_s: float
 ) -> Connection:
+    source = interface_address(config.interface) if config.interface else None
     timeout_s = max(0.001, min(connect_s, deadline - time.monotonic()))
     sock = socket.create_connection(address, timeout_s, (source, 0) if source else None)
     try:
@@ -243,7 +245,11 @@ def _attempt(
         if unix is not None:
             sock.close()
             sock = unix
-        agreed = run_blocking(handshake(leaves(sock)), sock, min(deadline, time.monotonic() + _HANDSHAKE_S))
+        far = leaves(sock) or len(hellos) > 1  # several: by way of other ranks, which could read it
+        agreed, stop = None, min(deadline, time.monotonic() + _HANDSHAKE_S)
+        for hello in hellos:
+            said = msgspec.structs.replace(hello, far=far)
+            agreed = run_blocking(initiate(said, config.secret, name), sock, stop)
         tune(sock)
         return Connection(sock, agreed.seal if agreed is not None else None)
     except BaseException:

@@ -13,7 +13,7 @@ import datetime
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,12 +21,12 @@ import torch
 from torch._C._distributed_c10d import Store
 from torch.distributed import ProcessGroup, Work
 
-from ringlm.errors import CollectiveTimeoutError, PeerError
+from ringlm.errors import CollectiveTimeoutError
 from ringlm.ring import Ring
 from ringlm.torch import elsewhere
 from ringlm.torch.reducing import all_reduce, all_reduce_sparse, reduction_of
 from ringlm.torch.tensors import bare, cut, flat, parts
-from ringlm.torch.work import RingWork
+from ringlm.torch.work import RingWork, renamed
 
 Tensors = list[torch.Tensor]
 _Base: Any = ProcessGroup  # whose methods torch declares with more forms than it calls
@@ -246,19 +246,7 @@ class RingProcessGroup(_Base):  # type: ignore[misc]
 
     def _named(self) -> contextlib.AbstractContextManager[None]:
         """A context whose errors number ranks as all know them."""
-        return self._renamed() if self._ranks else contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def _renamed(self) -> Iterator[None]:
-        try:
-            yield
-        except PeerError as error:
-            rank = self._ranks[error.rank]
-            if rank == error.rank:
-                raise
-            raise type(error)(
-                f"{error} In this group of ranks {list(self._ranks)} rank {error.rank} is rank {rank} of all.", rank
-            ) from error
+        return renamed(self._ranks) if self._ranks else contextlib.nullcontext()
 
     def _late(self, what: str, source: int | None, tag: int) -> Exception:
         """Nothing has come from `what` in time: end the group."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.distributed import Work
 from torch.futures import Future
 
+from ringlm.errors import PeerError
 from ringlm.ring.background import Handle
 
 
@@ -92,3 +93,17 @@ class RingWork(Work):
             else:
                 self._handle.then(lambda: root.set_result(self._tensors))
         return self._future
+
+
+@contextlib.contextmanager
+def renamed(ranks: Sequence[int]) -> Iterator[None]:
+    """A context whose errors number ranks as all know them; `ranks` are those of the group."""
+    try:
+        yield
+    except PeerError as error:
+        rank = ranks[error.rank]
+        if rank == error.rank:
+            raise
+        raise type(error)(
+            f"{error} In this group of ranks {list(ranks)} rank {error.rank} is rank {rank} of all.", rank
+        ) from error
