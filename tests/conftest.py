@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.tiny import save_llama
 
+# A shell's background job ignores it, and so would all that tests start, and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["RINGLM_SHARD_CACHE_GB"] = "0"  # engine processes of tests leave nothing behind
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=10)
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=90)
 
 
 def _can_make_namespaces() -> bool:
@@ -77,7 +77,7 @@ class Hosts:
         finally:
             for process in ranks:
                 process.kill()
-                process.communicate(timeout=20)
+                process.communicate(timeout=90)
 
     def _add(self, name: str) -> None:
         _ip("netns", "add", name)
@@ -116,7 +116,7 @@ class Switched(Hosts):
     def throttle(self, rank: int, rate: str) -> None:
         """What that host sends goes at `rate`, in tc's words."""
         tc = ["tc", "-n", self.names[rank], "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate]
-        subprocess.run([*tc, "burst", "4kb", "latency", "100ms"], check=True, capture_output=True, timeout=10)
+        subprocess.run([*tc, "burst", "4kb", "latency", "100ms"], check=True, capture_output=True, timeout=90)
 
 
 class Chained(Hosts):
@@ -149,7 +149,7 @@ class Meshed(Hosts):
     def throttle(self, host: int, peer: int, rate: str) -> None:
         """What a host sends to another goes at `rate`, in tc's words."""
         tc = ["tc", "-n", self.names[host], "qdisc", "replace", "dev", f"to{peer}", "root", "tbf", "rate", rate]
-        subprocess.run([*tc, "burst", "32kb", "latency", "50ms"], check=True, capture_output=True, timeout=10)
+        subprocess.run([*tc, "burst", "32kb", "latency", "50ms"], check=True, capture_output=True, timeout=90)
 
     def start(self, host: int, *arguments: str) -> subprocess.Popen[str]:
         """Python on a host, which ends with the hosts; its log is on stderr."""
@@ -163,5 +163,5 @@ class Meshed(Hosts):
     def __exit__(self, *_: object) -> None:
         for process in self._started:
             process.kill()
-            process.communicate(timeout=20)
+            process.communicate(timeout=90)
         super().__exit__()

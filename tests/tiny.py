@@ -1,4 +1,4 @@
-"""Tiny random Llama models on disk, seeded, without a tokenizer."""
+"""Tiny random Llama models on disk, seeded, with a tokenizer or without."""
 
 from __future__ import annotations
 
@@ -29,3 +29,15 @@ def save_llama(folder: Path, seed: int = 0, **changes: Any) -> Path:
     torch.manual_seed(seed)
     LlamaForCausalLM(LlamaConfig(**(fields | changes))).save_pretrained(folder)
     return folder
+
+
+def save_speaking_llama(folder: Path) -> Path:
+    """One whose words are w0, w1, …, w0 standing for all others; it chats, and does not end by itself."""
+    import tokenizers
+    import transformers
+
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{n}": n for n in range(VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer, words.decoder = tokenizers.pre_tokenizers.Whitespace(), tokenizers.decoders.Fuse()
+    template = "{% for message in messages %}w1 {{ message.content }} {% endfor %}"
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, chat_template=template).save_pretrained(folder)
+    return save_llama(folder, eos_token_id=None)

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import tokenizers
-import transformers
 
 from ringlm import LLM, SamplingParams
 from ringlm.cluster.local import free_ports
 from tests.models.reference import Greedy, expected
-from tests.tiny import VOCABULARY, save_llama
+from tests.tiny import save_speaking_llama
 from tests.weights.write_adapter import merge, save_adapter
 
 PROMPT = [5, 90, 17, 33]
@@ -33,12 +31,8 @@ class Files(NamedTuple):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """A model whose words are w0, w1, …, and which does not end by itself."""
     root = tmp_path_factory.mktemp("adapter")
-    model = save_llama(root / "model", eos_token_id=None)
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{n}": n for n in range(VOCABULARY)}, unk_token="w0"))
-    words.pre_tokenizer, words.decoder = tokenizers.pre_tokenizers.Whitespace(), tokenizers.decoders.Fuse()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(model)
+    model = save_speaking_llama(root / "model")
     adapter = save_adapter(root / "style", model)
     (answer,) = expected(merge(root / "merged", model, adapter, 1.5), [PROMPT], COUNT)
     return Files(model, adapter, answer)
@@ -80,7 +74,7 @@ def test_ranks_that_do_not_have_the_same_are_refused(files: Files, other: str, t
     first = ringlm(*ask(files.model, files.adapter), RING_RANK="0", RING_PORT=left, RING_RIGHT=right, **world)
     try:
         for process in (first, daemon):
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=90)
             assert (process.returncode, out) == (1, "")
             assert "model with the adapter style" in err
             assert "adapter's weights differ" in err
@@ -93,7 +87,7 @@ def test_ranks_that_do_not_have_the_same_are_refused(files: Files, other: str, t
 def test_one_that_does_not_fit_is_refused_in_one_line(files: Files, tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "style", files.model, use_dora=True)
     process = ringlm(*ask(files.model, adapter))
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=90)
     assert (process.returncode, out) == (2, "")
     assert err.startswith("ringlm: ModelError: adapter_config.json: use_dora True is not supported.")
     assert err.count("\n") == 1

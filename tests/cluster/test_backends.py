@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from ringlm.engine.request import SamplingParams
 from ringlm.errors import ConfigError
 from ringlm.ring.address import Address
 from tests.cluster.rings import ProcessRing, process_ring
-from tests.cluster.test_faults import answer, assert_survivors_name
+from tests.cluster.test_faults import WITHIN_S, assert_lost_ranks_are_named, assert_survivors_name
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
 SAMPLED = SamplingParams(max_tokens=8, temperature=1.0, top_p=0.9, seed=3, ignore_eos=True)
@@ -34,7 +32,7 @@ def tokens(ring: ProcessRing) -> list[list[int]]:
     found: dict[int, list[int]] = {one: [] for one in ids}
     left = set(ids)
     while left:
-        event = ring.client.next_event(30.0)
+        event = ring.client.next_event(90.0)
         assert event is not None
         found[event.id] += event.tokens
         if event.finish_reason is not None:
@@ -51,27 +49,21 @@ def test_the_same_tokens_as_over_the_ring(tiny_llama: Path, tmp_path: Path, worl
             said.append(tokens(ring))
             ring.client.close()
             for daemon in ring.daemons:
-                assert daemon.process.wait(10) == 0
+                assert daemon.process.wait(WITHIN_S) == 0
                 assert daemon.said() == ""
     assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize(("world_size", "victim"), [(2, 0), (2, 1), (3, 1)])
-def test_a_killed_or_stopped_rank_is_named_by_all(
-    tiny_llama: Path, tmp_path: Path, world_size: int, victim: int, kind: signal.Signals
-) -> None:
-    with process_ring(str(tiny_llama), world_size, tmp_path, settings=settings("gloo")) as ring:
-        answer(ring)
-        os.kill(ring.pid(victim), kind)
-        assert_survivors_name(ring, victim, time.monotonic())
+def test_a_killed_or_stopped_rank_is_named_by_all(tiny_llama: Path, tmp_path: Path, kind: signal.Signals) -> None:
+    assert_lost_ranks_are_named(tiny_llama, tmp_path, settings("gloo"), kind, [(2, 0), (2, 1), (3, 1)])
 
 
 def test_a_rank_that_is_lost_while_all_are_idle_is_named(tiny_llama: Path, tmp_path: Path) -> None:
     with process_ring(str(tiny_llama), 3, tmp_path, settings=settings("gloo")) as ring:
         tokens(ring)
         ring.daemons[1].process.kill()
-        assert_survivors_name(ring, 2, time.monotonic())
+        assert_survivors_name(ring, 2)
 
 
 def test_the_group_meets_at_the_master_where_one_is_given(

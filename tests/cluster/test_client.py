@@ -35,7 +35,7 @@ def until_end(client: EngineClient, *requests: int) -> dict[int, tuple[list[int]
     tokens: dict[int, list[int]] = {request: [] for request in requests}
     last: dict[int, Output] = {}
     while len(last) < len(requests):
-        event = client.next_event(30.0)
+        event = client.next_event(90.0)
         assert event is not None
         if event.id in tokens:
             tokens[event.id] += event.tokens
@@ -88,7 +88,7 @@ def test_the_end_of_an_engine_is_told_and_stays_told(tiny_llama: Path) -> None:
         os.kill(client._processes[0].pid, signal.SIGKILL)
         for _ in range(2):
             with pytest.raises(RingError, match="ended by signal 9"):
-                client.next_event(10.0)
+                client.next_event(90.0)
         with pytest.raises(RingError, match="ended by signal 9"):
             client.submit([1], GREEDY)
 
@@ -136,7 +136,7 @@ def test_vectors_come_beside_answers(client: EngineClient) -> None:
     answer, vector = client.submit([1, 5, 9], GREEDY), client.embed([1, 5, 9])
     found, ended = None, None
     while found is None or ended is None:
-        event = client.next_event(30.0)
+        event = client.next_event(90.0)
         if isinstance(event, Embedding) and event.id == vector:
             found = array("f", event.vector)
         elif isinstance(event, Output) and event.id == answer and event.finish_reason is not None:
@@ -144,6 +144,6 @@ def test_vectors_come_beside_answers(client: EngineClient) -> None:
     assert len(found) == 36
     assert sum(value * value for value in found) == pytest.approx(1.0)
     client.embed([1, 10_000])
-    refused = client.next_event(30.0)
+    refused = client.next_event(90.0)
     assert isinstance(refused, Output)
     assert "10000" in str(refused.error).replace(",", "")

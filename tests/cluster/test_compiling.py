@@ -28,7 +28,7 @@ def test_each_is_told_when_it_is_done() -> None:
     compiler.learn(VOCABULARY, [])
     for id in range(3):
         compiler.compile(asking(id, "start: nobody" if id == 1 else 'start: "ab"'))
-    first, second, third = (told.get(timeout=20) for _ in range(3))
+    first, second, third = (told.get(timeout=90) for _ in range(3))
     assert [each.request.id for each in (first, second, third)] == [0, 1, 2]
     assert isinstance(first.grammar, Grammar)
     assert isinstance(third.grammar, Grammar)
@@ -43,7 +43,7 @@ def test_a_mistake_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = Compiler(told.put)
     compiler.learn(VOCABULARY, [])
     compiler.compile(asking(0))
-    assert "ZeroDivisionError" in str(told.get(timeout=20).grammar)
+    assert "ZeroDivisionError" in str(told.get(timeout=90).grammar)
 
 
 def test_no_more_wait_than_may() -> None:

@@ -57,7 +57,7 @@ def test_memory_is_near_the_share_and_an_idle_ring_rests(demo_gguf: Path, tmp_pa
     with process_ring(str(demo_gguf), 2, tmp_path, settings=Settings(dtype="float32")) as ring:
         ring.client.submit(list(range(100, 200)), SamplingParams(max_tokens=5, temperature=0))
         while True:
-            event = ring.client.next_event(60.0)
+            event = ring.client.next_event(90.0)
             assert event is not None
             if event.finish_reason is not None:
                 break

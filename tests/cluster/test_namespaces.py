@@ -52,10 +52,10 @@ def three_hosts() -> Iterator[Switched]:
 @needs_namespaces
 def test_three_hosts_answer_together(three_hosts: Switched, tiny_llama: Path) -> None:
     with three_hosts.programs(PROGRAM, str(tiny_llama), "8") as ranks:
-        out, err = ranks[0].communicate(timeout=60)
+        out, err = ranks[0].communicate(timeout=90)
         assert ranks[0].returncode == 0, err
         assert len(out.split()) == 9  # "ready" and the tokens
-        assert [process.wait(20) for process in ranks[1:]] == [0, 0]
+        assert [process.wait(90) for process in ranks[1:]] == [0, 0]
 
 
 @needs_namespaces
@@ -66,7 +66,7 @@ def test_an_unplugged_host_is_named_by_the_others(three_hosts: Switched, tiny_ll
         assert ranks[0].stdout.readline() == "ready\n"
         time.sleep(0.5)
         three_hosts.unplug(victim)
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + 90.0
         for rank, process in enumerate(ranks):
             if rank != victim:
                 _, err = process.communicate(timeout=max(0.1, deadline - time.monotonic()))

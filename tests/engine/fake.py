@@ -174,7 +174,7 @@ class World:
         if not self.failures:
             self.engine.stop()
         for thread in self.threads:
-            thread.join(20.0)
+            thread.join(90.0)
             assert not thread.is_alive()
         if self.failures:
             raise self.failures[0]

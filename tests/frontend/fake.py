@@ -127,7 +127,7 @@ class FakeEngine:
 
 def until(condition: Callable[[], object]) -> None:
     """Wait for what a thread is about to do."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 90
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -146,7 +146,7 @@ class Terminal:
         os.write(self._near, text.encode())
 
     def status(self) -> int:
-        return self.process.wait(20)
+        return self.process.wait(90)
 
     def close(self) -> None:
         if self.process.poll() is None:

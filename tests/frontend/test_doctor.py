@@ -239,7 +239,7 @@ def test_a_slow_cable_between_two_hosts_is_named(hosts: Meshed, tiny_llama: Path
     first = hosts.start(0, "-m", "ringlm", "doctor", "-n", "2", "-m", str(tiny_llama), "--threads", "1", "--json")
     second = hosts.start(1, "-m", "ringlm", "doctor", hosts.address(0, 1), "--threads", "1")
     out, err = first.communicate(timeout=100)
-    assert (first.returncode, second.wait(20)) == (0, 0), err
+    assert (first.returncode, second.wait(90)) == (0, 0), err
     report = json.loads(out)
     (measured,) = report["links"]
     assert (measured["rank"], measured["other"], measured["interface"]) == (0, 1, "to1")

@@ -43,7 +43,7 @@ def test_threads_share_a_session() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(90)
     assert {number: completion.token_ids for number, completion in heard.items()} == {
         number: (*[10 + number] * (1 + number), EOS) for number in range(20)
     }
@@ -216,7 +216,7 @@ def test_the_end_of_an_engine_reaches_all_who_wait() -> None:
         whole.result()
     with pytest.raises(PeerLostError, match="rank 1"):
         asyncio.run(awaited.completion())
-    thread.join(10)
+    thread.join(90)
     assert errors == [lost]
     assert session.failure is lost
     for ask in (lambda: session.complete([1], GREEDY), lambda: session.embed([1])):

@@ -138,7 +138,7 @@ class Command:
         return self._log.read_text()
 
     def until(self, words: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 90
         while words not in self.said():
             assert time.monotonic() < deadline, self.said()
             time.sleep(0.05)
@@ -146,7 +146,7 @@ class Command:
     def end(self) -> int:
         """Its status after SIGTERM."""
         self.process.terminate()
-        return self.process.wait(30)
+        return self.process.wait(90)
 
 
 def test_one_command_here_and_one_there(tiny_llama: Path, tmp_path: Path) -> None:

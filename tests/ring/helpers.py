@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
 import random
-import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 
-from ringlm.errors import RingLMError
 from ringlm.ring import Heartbeat, Ring, RingConfig, connect
 from ringlm.ring.address import Address
-
-DEADLINE_S = 20.0
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.ring.helpers"])
+from tests.processes import DEADLINE_S, Processes
 
 
 def free_ports(count: int) -> list[int]:
@@ -104,20 +97,8 @@ def thread_ring(world_size: int, *, options: dict[str, Any] | None = None, **cha
 # -- processes ---------------------------------------------------------------------------------
 
 
-class Failure(NamedTuple):
-    """An exception that a rank's process met."""
-
-    kind: str
-    rank: int | None
-    text: str
-    after_s: float
-
-
-class ProcessRing:
-    """A ring of processes that do as they are told, one call each at a time.
-
-    `heartbeat` is (interval_s, silence_s, stall_s). A call is a function of tests, of a Ring and more.
-    """
+class ProcessRing(Processes):
+    """A ring of processes. `heartbeat` is (interval_s, silence_s, stall_s); `options` go to connect."""
 
     def __init__(
         self,
@@ -127,74 +108,17 @@ class ProcessRing:
         options: Any = None,
         **changes: Any,
     ) -> None:
-        self._pipes: list[Connection] = []
-        self.processes = []
-        for config in configs(world_size, **changes):
-            ours, theirs = _FORKS.Pipe()
-            process = _FORKS.Process(target=_rank, args=(config, heartbeat, options or {}, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self.processes.append(process)
-        for rank in range(world_size):
-            assert self.result(rank) == "ready"
-
-    def start(self, rank: int, function: Callable[..., Any], *arguments: Any) -> None:
-        self._pipes[rank].send((function, arguments))
-
-    def result(self, rank: int, deadline_s: float = DEADLINE_S) -> Any:
-        """What the last call on `rank` returned, or a Failure."""
-        if not self._pipes[rank].poll(deadline_s):
-            raise TimeoutError(f"rank {rank} still runs")
-        return self._pipes[rank].recv()
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """`function(ring, *arguments)` on every rank; the results by rank."""
-        for rank in range(len(self._pipes)):
-            self.start(rank, function, *arguments)
-        return [self.result(rank) for rank in range(len(self._pipes))]
-
-    def signal(self, rank: int, number: int) -> None:
-        os.kill(self.processes[rank].pid, number)
-
-    def close(self) -> None:
-        for process, pipe in zip(self.processes, self._pipes, strict=True):
-            pipe.close()
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGCONT)
-        for process in self.processes:
-            process.join(5.0)
-            process.kill()
-            process.join(5.0)
-
-    def __enter__(self) -> ProcessRing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().__init__(
+            [partial(_connected, config, heartbeat, options or {}) for config in configs(world_size, **changes)]
+        )
 
 
-def _rank(config: RingConfig, heartbeat: tuple[float, float, float] | None, options: Any, pipe: Connection) -> None:
-    torch.set_num_threads(1)
+def _connected(config: RingConfig, heartbeat: tuple[float, float, float] | None, options: Any) -> Ring:
     beat = None
     if heartbeat is not None:
         interval_s, silence_s, stall_s = heartbeat
         beat = Heartbeat(interval_s=interval_s, silence_s=silence_s, stall_s=stall_s)
-    with connect(config, heartbeat=beat, **options) as ring:
-        pipe.send("ready")
-        while True:
-            try:
-                function, arguments = pipe.recv()
-            except EOFError:
-                return
-            started = time.monotonic()
-            try:
-                outcome = function(ring, *arguments)
-            except (RingLMError, ValueError) as error:
-                outcome = Failure(
-                    type(error).__name__, getattr(error, "rank", None), str(error), time.monotonic() - started
-                )
-            pipe.send(outcome)
+    return connect(config, heartbeat=beat, **options)
 
 
 # -- sums --------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ except RingLMError as error:
 def test_every_collective_in_a_chain_of_cables(count: int, ring: bool, topology: str) -> None:
     with Chained(count, closed=ring) as machines, machines.programs(PROGRAM, "end", topology) as ranks:
         for process in ranks:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=90)
             assert (process.returncode, out) == (0, "right\n"), err
 
 
@@ -84,5 +84,5 @@ def test_a_machine_that_dies_in_a_chain_is_named_by_all(victim: int) -> None:
         ranks[victim].kill()
         for rank, process in enumerate(ranks):
             if rank != victim:
-                _, err = process.communicate(timeout=20)
+                _, err = process.communicate(timeout=90)
                 assert f"PeerLostError: rank {victim} " in err, (rank, err)

@@ -43,6 +43,6 @@ def test_in_two_terminals() -> None:
         for rank in range(2)
     ]
     for rank, process in enumerate(ranks):
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=90)
         assert process.returncode == 0, err
         assert f"rank {rank} of 2: the sum is [3.0, 3.0, 3.0]" in out

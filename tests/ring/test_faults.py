@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import sys
@@ -16,8 +17,10 @@ from ringlm.errors import PeerLostError
 from ringlm.ring import Heartbeat, Ring
 from ringlm.ring.control import ControlPlane
 from ringlm.ring.seal import Connection
-from tests.ring.helpers import Failure, ProcessRing, attempt, each, thread_ring
+from tests.processes import Failure
+from tests.ring.helpers import ProcessRing, attempt, each, thread_ring
 
+SILENCE_S = 3.0  # of a rank that is well, on a machine with other work, is shorter
 PLACES = [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
 places = pytest.mark.parametrize(("world_size", "victim"), PLACES)
 
@@ -78,18 +81,22 @@ def test_killed_while_the_others_are_idle(victim: int) -> None:
         names_the_victim(ring, 3, victim)
 
 
-@places
-def test_stopped(world_size: int, victim: int) -> None:
+def test_stopped() -> None:
     """No link closes; only the silence of its heartbeat tells. When it goes on, it learns its fate."""
-    with ProcessRing(world_size, heartbeat=(0.1, 0.8, 60.0)) as ring:
-        for rank in range(world_size):
-            ring.start(rank, reduce_for_ever, 10)
-        time.sleep(0.2)
-        ring.signal(victim, signal.SIGSTOP)
-        for failure in names_the_victim(ring, world_size, victim):
-            assert "is lost: silent for 0.8 s; it is stopped, or cut off." in failure.text
-        ring.signal(victim, signal.SIGCONT)
-        assert ring.result(victim).kind == "PeerLostError"
+    with contextlib.ExitStack() as stack:
+        stopped = []
+        for world_size, victim in PLACES:  # all at once, since each takes as long as silence is borne
+            ring = stack.enter_context(ProcessRing(world_size, heartbeat=(0.1, SILENCE_S, 60.0)))
+            for rank in range(world_size):
+                ring.start(rank, reduce_for_ever, 10)
+            time.sleep(0.2)
+            ring.signal(victim, signal.SIGSTOP)
+            stopped.append((ring, world_size, victim))
+        for ring, world_size, victim in stopped:
+            for failure in names_the_victim(ring, world_size, victim):
+                assert f"is lost: silent for {SILENCE_S:g} s; it is stopped, or cut off." in failure.text
+            ring.signal(victim, signal.SIGCONT)
+            assert ring.result(victim).kind == "PeerLostError"
 
 
 @pytest.mark.parametrize(("world_size", "victim"), [(2, 0), (3, 1)])
@@ -138,7 +145,7 @@ def test_late(world_size: int, victim: int) -> None:
             ring.all_reduce(torch.ones(3))
             if ring.rank == victim:
                 for _ in range(world_size - 1):
-                    assert failed.acquire(timeout=5.0)
+                    assert failed.acquire(timeout=90.0)
             try:
                 while True:  # the late one's first may succeed: the others' bytes were there
                     ring.all_reduce(torch.ones(3))
@@ -282,7 +289,7 @@ class Star:
 
     def wait(self) -> None:
         """Until every rank has been told."""
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + 90.0
         while not all(self.told) and time.monotonic() < deadline:
             time.sleep(0.01)
 
@@ -347,7 +354,7 @@ def test_closing_from_its_own_thread() -> None:
 
     plane.start(lambda: b"", on_failure)
     theirs.close()
-    plane._thread.join(5.0)
+    plane._thread.join(90.0)
     assert not plane._thread.is_alive()
     assert told == [1]
     plane.close()

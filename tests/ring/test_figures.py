@@ -40,7 +40,7 @@ def test_small_sums_are_counted() -> None:
 
 def test_round_trips_are_told_by_heartbeats() -> None:
     with thread_ring(2, options={"heartbeat": Heartbeat(interval_s=0.02)}) as rings:
-        stop = time.monotonic() + 10
+        stop = time.monotonic() + 90
         while any(ring.figures()[0].round_trip_s is None for ring in rings):
             assert time.monotonic() < stop
             time.sleep(0.02)
@@ -57,7 +57,7 @@ def test_rank_0_hears_of_links_between_others() -> None:
             (ring.rank, *figures[:3]) for ring in rings[1:] for figures in ring.figures() if figures.rank > ring.rank
         ]
         assert [figures[:2] for figures in told] == [(1, 2), (1, 3), (2, 3)]
-        stop = time.monotonic() + 10
+        stop = time.monotonic() + 90
         while rings[0].others() != told:
             assert time.monotonic() < stop
             time.sleep(0.02)

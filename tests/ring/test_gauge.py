@@ -88,7 +88,7 @@ def test_what_is_no_request_ends_the_link(request_: bytes) -> None:
     answering = Gauges()
     answering.receive(None, Connection(theirs))  # type: ignore[arg-type]
     with ours:
-        ours.settimeout(10.0)
+        ours.settimeout(90.0)
         ours.sendall(request_)
         if not request_:
             ours.shutdown(socket.SHUT_WR)
@@ -103,7 +103,7 @@ def test_those_that_are_answered_end_with_the_listener() -> None:
         answering.receive(None, Connection(theirs))  # type: ignore[arg-type]
     answering.close()
     for ours, _ in pairs:
-        ours.settimeout(10.0)
+        ours.settimeout(90.0)
         assert ours.recv(1) == b""
         ours.close()
     late, theirs = socket.socketpair()

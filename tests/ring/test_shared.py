@@ -21,7 +21,8 @@ import torch
 from ringlm.errors import PeerLostError
 from ringlm.ring import Ring, shared
 from ringlm.ring.shared import Area, accept, area_bytes, offer, slots
-from tests.ring.helpers import Failure, ProcessRing, attempt, each, thread_ring
+from tests.processes import Failure
+from tests.ring.helpers import ProcessRing, attempt, each, thread_ring
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has memory that can be passed on sealed")
 

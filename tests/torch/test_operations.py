@@ -181,7 +181,7 @@ def from_two_threads(here: Here) -> Any:
     for thread in threads if here.rank else reversed(threads):
         thread.start()
     for thread in threads:
-        thread.join(60.0)
+        thread.join(90.0)
     for group in groups:
         dist.destroy_process_group(group)
     return [one[0].item() for one in sums]

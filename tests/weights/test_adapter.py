@@ -168,7 +168,7 @@ def test_the_way_out_of_a_pickle(model: Path, adapter: Path, monkeypatch: pytest
     assert said.startswith("adapter_model.bin: is a pickle")
     monkeypatch.chdir(adapter)
     program = said.partition(' -c "')[2].removesuffix('"')
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=90)
     after = open_model(model, adapter=adapter).adapter
     assert before is not None
     assert after is not None

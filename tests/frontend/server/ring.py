@@ -14,10 +14,12 @@ from typing import IO
 
 
 @contextlib.contextmanager
-def serving(*options: str, restarts: int = 0, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The demo model, served; its launcher and the base URL. At the end of the block it has to leave in order."""
+def serving(
+    *options: str, model: str = "demo", restarts: int = 0, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A model, served; its launcher and the base URL. At the end of the block it has to leave in order."""
     command = [sys.executable, "-m", "ringlm", "launch", "-n", "2", "--restarts", str(restarts), "--"]
-    command += ["serve", "-m", "demo", "--port", "0", "--dtype", "float32", *options]
+    command += ["serve", "-m", model, "--port", "0", "--dtype", "float32", *options]
     process = subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
     said: list[str] = []
     ready: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -33,10 +35,10 @@ def serving(*options: str, restarts: int = 0, **environment: str) -> Iterator[tu
     listener = threading.Thread(target=listen, args=(process.stderr,))
     listener.start()
     try:
-        yield process, ready.get(timeout=60)
+        yield process, ready.get(timeout=90)
     finally:
         process.terminate()
-        status = process.wait(40)
-        listener.join(5)
+        status = process.wait(90)
+        listener.join(90)
     assert status == 0, said
     assert not any(secret in "".join(said) for secret in environment.values())

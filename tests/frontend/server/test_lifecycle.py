@@ -47,7 +47,7 @@ class Server:
         return lines[0].split()[2] if lines else ""
 
     def get(self, path: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=90)
         with contextlib.closing(connection):
             connection.request("GET", path)
             return connection.getresponse().status
@@ -58,13 +58,13 @@ class Server:
 
     def stream(self) -> http.client.HTTPResponse:
         """A stream that has begun."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=90)
         connection.request("POST", "/v1/chat/completions", json.dumps(BODY), {"Content-Type": "application/json"})
         return connection.getresponse()
 
     def end(self, timeout_s: float = 20) -> int:
         status = self.process.wait(timeout_s)
-        self._reader.join(5)
+        self._reader.join(90)
         return status
 
     def _read(self) -> None:

@@ -33,7 +33,7 @@ def url(launched: tuple[subprocess.Popen[str], str]) -> str:
 
 @pytest.fixture(scope="module")
 def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=60) as made:
+    with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=90) as made:
         yield made
 
 
@@ -72,7 +72,7 @@ def test_responses(client: openai.OpenAI) -> None:
 
 def test_messages(url: str, client: openai.OpenAI) -> None:
     asked = {"model": MODEL, "messages": ASK, "max_tokens": 12, "extra_body": {"temperature": 0.0}}
-    with anthropic.Anthropic(base_url=url.removesuffix("/v1"), api_key=KEY, max_retries=0, timeout=60) as other:
+    with anthropic.Anthropic(base_url=url.removesuffix("/v1"), api_key=KEY, max_retries=0, timeout=90) as other:
         whole = other.messages.create(**asked)  # type: ignore[call-overload]
         with other.messages.stream(**asked) as stream:  # type: ignore[arg-type]
             assert stream.get_final_text() == whole.content[0].text
@@ -145,7 +145,7 @@ def test_many_at_once_and_one_who_leaves(url: str, client: openai.OpenAI) -> Non
     alone = client.completions.create(prompt="1, 2, 3,", **GREEDY).choices[0].text
 
     async def scenario() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=60) as many:
+        async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=90) as many:
             long = await many.completions.create(model=MODEL, prompt="1, 2, 3,", max_tokens=2000, stream=True)
             async for _ in long:
                 break
@@ -166,4 +166,4 @@ def test_the_end_waits_for_the_last_answer(launched: tuple[subprocess.Popen[str]
     chunks += stream
     assert chunks[-1].choices[0].finish_reason == "length"
     assert sum(chunk.choices[0].text.count(",") for chunk in chunks) > 20
-    assert launched[0].wait(20) == 0
+    assert launched[0].wait(90) == 0
