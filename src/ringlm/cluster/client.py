@@ -92,13 +92,13 @@ class EngineClient:
         return request
 
     def embed(self, prompt_tokens: list[int]) -> int:
-        """Hand in a text whose vector is wanted, as `submit` does; it comes as an messages.Embedding."""
+        """Hand in a text whose vector is wanted, as `submit` does; it comes as an Embedding."""
         request = next(self._ids)
         self._send(messages.Embed(request, prompt_tokens))
         return request
 
     def cancel(self, request: int) -> None:
-        """End a request; its last messages.Output says CANCELED. One that has ended already is left alone."""
+        """End a request; its last Output says CANCELED. One that has ended already is left alone."""
         self._send(messages.Cancel(request))
 
     def next_event(self, timeout_s: float | None = None) -> messages.Output | messages.Embedding | None:
