@@ -38,6 +38,6 @@ def save_speaking_llama(folder: Path) -> Path:
 
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{n}": n for n in range(VOCABULARY)}, unk_token="w0"))
     words.pre_tokenizer, words.decoder = tokenizers.pre_tokenizers.Whitespace(), tokenizers.decoders.Fuse()
-    template = "{% for message in messages %}w1 {{ message.content }} {% endfor %}"
+    template = "{% for message in messages %}{{ message.content }} {% endfor %}"
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, chat_template=template).save_pretrained(folder)
     return save_llama(folder, eos_token_id=None)
