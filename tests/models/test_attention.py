@@ -131,6 +131,14 @@ def test_positions_outside_the_cache(start: int, length: int, blocks: list[int])
         cache_of(2, 1, torch.float32).runs(span)
 
 
+def test_a_position_outside_the_context_that_the_cache_has_room_for() -> None:
+    kind = AttentionKind(Rope(theta=100.0), 1.0)
+    table = RopeTable(kind.rope, SIZE, 5, torch.float32, torch.device("cpu"))
+    cache = cache_of(2, 1, torch.float32)
+    with pytest.raises(IndexError, match="position 5 is outside a context of 5"):
+        AttentionStep(Batch.of([([0], 5, [0, 1])], []), cache, [(kind, table)], 1, 1)
+
+
 def test_blocks_that_follow_one_another_are_one_run() -> None:
     cache = cache_of(9, 1, torch.float32)
 

@@ -154,6 +154,33 @@ def test_packed_experts_are_near_the_weights_that_they_hold(
     assert ((found - exact).norm() / exact.norm()).item() < 0.02
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+@pytest.mark.parametrize(("chosen", "normalized"), [(3, True), (3, False), (EXPERTS, True)])
+def test_packed_experts_norm_and_route_as_the_parts_do(
+    chosen: int, normalized: bool, tokens: int, dtype: torch.dtype
+) -> None:
+    router, gate_up, down = weights(5)
+    norm = RmsNorm((torch.rand(HIDDEN) + 0.5).to(dtype), 1e-6)
+    route = Router(Dense(router.to(dtype)), chosen, normalized)
+    residual = torch.randn(tokens, HIDDEN)
+    experts = packed_experts(gate_up, down, 4)
+    found = experts.of_norm(norm, route, residual)
+    x = norm(residual)
+    parts = experts(x, route(x))
+    assert ((found - parts).norm() / parts.norm()).item() < 0.02  # in bfloat16 the parts round the scores
+    each = torch.cat([experts.of_norm(norm, route, row[None]) for row in residual])
+    assert torch.equal(found, each)  # whatever is computed beside it
+
+
+def test_of_equal_scores_packed_experts_take_the_first() -> None:
+    _, gate_up, down = weights(6)
+    norm, route = RmsNorm(torch.ones(HIDDEN), 1e-6), Router(Dense(torch.zeros(EXPERTS, HIDDEN)), 2, True)
+    residual, experts = torch.randn(3, HIDDEN), packed_experts(gate_up, down, 4)
+    expected = experts(norm(residual), Routes(torch.full((3, 2), 0.5), torch.tensor([[0, 1]] * 3)))
+    torch.testing.assert_close(experts.of_norm(norm, route, residual), expected)
+
+
 def test_threads_find_what_one_finds() -> None:
     router, gate_up, down = weights(2)
     x = torch.randn(6, HIDDEN)

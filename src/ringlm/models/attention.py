@@ -10,7 +10,9 @@ QUERY_ROWS x (QUERY_ROWS + window) where layers see a window only.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -37,32 +39,33 @@ class Angles(NamedTuple):
 class _Singles:
     """The spans of one token, where compiled code does all that they need in one call."""
 
-    def __init__(self, spans: Sequence[Span], cache: KVCache, dtype: torch.dtype, heads: tuple[int, int]) -> None:
+    def __init__(self, spans: Sequence[Span], cache: KVCache, like: Tensor, heads: tuple[int, int]) -> None:
         from ringlm.models.attention_kernel import attend
 
-        self._attend, self._like = attend, _COMPILED[dtype]
+        self._attend, self._like = attend, _COMPILED[like.dtype]
         query_heads, kv_heads = heads
         self._heads, self._positions = heads, cache.positions
-        self._caches = cache.addresses() if kv_heads else []
-        tokens, runs = [], list[tuple[int, int]]()
+        self._caches = cache.addresses if kv_heads else []
+        tokens, runs = list[int](), list[int]()
         for span in spans:
             mine = cache.runs(span)
-            tokens.append((span.offset, span.start, len(runs), len(mine)))
-            runs += mine
-        self._tokens, self._runs = np.array(tokens, np.int64), np.array(runs, np.int64)
+            tokens += span.offset, span.start, len(runs) // 2, len(mine)
+            runs += chain.from_iterable(mine)
         longest = max(span.start for span in spans)
+        if longest >= len(like):
+            raise IndexError(f"position {longest} is outside a context of {len(like)} positions")
         size = 2 * (query_heads + kv_heads) * cache.head_dim + query_heads // max(1, kv_heads) * (longest + 8)
-        self._scratch = torch.empty(size, dtype=torch.float32)
-        self._given = self._tokens.ctypes.data, len(tokens), self._runs.ctypes.data
+        # By torch, as the batch's tokens are: code that a step has run before is not fetched from memory once more.
+        self._words, self._scratch = torch.tensor(tokens + runs), torch.empty(size, dtype=torch.float32)
+        first = self._words.data_ptr()
+        self._given = first, len(spans), first + len(tokens) * self._words.itemsize
         self._room = self._scratch.data_ptr()
 
     def __call__(self, layer: int, layers: _Layers, qkv: Tensor, out: Tensor) -> None:
-        cosines, sines, rotary = layers.turn
         rows, stride, size = qkv.shape[0], qkv.stride(0), qkv.shape[2]
         self._attend(
-            qkv.data_ptr(), rows, stride, cosines, sines, *self._caches[layer], *self._given, *self._heads, size,
-            rotary, self._positions, layers.window, layers.scale, layers.soft_cap, self._room, out.data_ptr(),
-            self._like,
+            qkv.data_ptr(), rows, stride, *layers.turn, *self._caches[layer], *self._given, *self._heads, size,
+            self._positions, layers.window, layers.scale, layers.soft_cap, self._room, out.data_ptr(), self._like,
         )  # fmt: skip
 
 
@@ -111,14 +114,20 @@ class _Gathered:
 class _Layers:
     """What the layers of one kind share in a step: angles, and the mask."""
 
-    def __init__(self, kind: AttentionKind, angles: Angles, spans: Sequence[Span], positions: int) -> None:
-        self.angles, self.scale, self.soft_cap = angles, kind.scale, kind.soft_cap or 0.0
-        self.turn = angles.cos.data_ptr(), angles.sin.data_ptr(), angles.cos.shape[2]
+    def __init__(self, kind: AttentionKind, table: RopeTable, batch: Batch, positions: int) -> None:
+        self._table, self._positions = table, batch.positions
+        self.scale, self.soft_cap, spans = kind.scale, kind.soft_cap or 0.0, batch.spans
+        self.turn = table.cos.data_ptr(), table.sin.data_ptr(), *table.cos.shape  # for compiled code
         self.window = min(kind.window or positions, positions)  # positions that a token sees, itself included
         last = ((self.seen_before(_last_block(span)), span.length) for span in spans if span.length > 1)
         masked = [before for before, length in last if self._needs_mask(before, min(length, QUERY_ROWS))]
         self._before = max(masked, default=0)
-        self._mask = self._band(angles.cos) if masked else None
+        self._mask = self._band(table.cos) if masked else None
+
+    @functools.cached_property
+    def angles(self) -> Angles:
+        """The batch's, which compiled code takes from the table by itself."""
+        return Angles(*self._table.at(self._positions))
 
     def seen_before(self, position: int) -> int:
         """How many keys before `position` a token there sees."""
@@ -156,14 +165,12 @@ class AttentionStep:
         kv_heads: int,
     ) -> None:
         self.query_heads, self.kv_heads = query_heads, kv_heads
-        tables = dict.fromkeys(table for _, table in kinds)
-        angles = {table: Angles(*table.at(batch.positions)) for table in tables}
-        self._kinds = [_Layers(kind, angles[table], batch.spans, cache.positions) for kind, table in kinds]
+        self._kinds = [_Layers(kind, table, batch, cache.positions) for kind, table in kinds]
         like, heads = kinds[0][1].cos, (query_heads, kv_heads)
         singles = [span for span in batch.spans if span.length == 1]
         self._singles: _Singles | _Gathered | None = None
         if singles and like.is_cpu and like.dtype in _COMPILED:
-            self._singles = _Singles(singles, cache, like.dtype, heads)
+            self._singles = _Singles(singles, cache, like, heads)
         elif len(singles) > 1:
             self._singles = _Gathered(singles, cache, self._kinds, heads)
         rest = batch.spans if self._singles is None else [span for span in batch.spans if span.length > 1]

@@ -57,13 +57,13 @@ def narrow(typing, value, like):
 
 @njit(cache=True, nogil=True, fastmath=FAST)
 def attend(
-    qkv, rows, stride, cos, sin, keys, values, tokens, count, runs, query_heads, kv_heads, size, rotary, positions,
-    window, scale, soft_cap, scratch, out, like,
+    qkv, rows, stride, cos, sin, context, rotary, keys, values, tokens, count, runs, query_heads, kv_heads, size,
+    positions, window, scale, soft_cap, scratch, out, like,
 ):  # fmt: skip
     """Attention of `count` tokens, each of which sees the last `window` positions up to its own.
 
-    qkv (rows, stride) begins each row with (query_heads + 2 * kv_heads, size); cos and sin (rows, rotary) turn the
-    first `rotary` places of queries and keys by rotate-half, the sign in the sine. keys and values (kv_heads,
+    qkv (rows, stride) begins each row with (query_heads + 2 * kv_heads, size); cos and sin (context, rotary) turn
+    the first `rotary` places of queries and keys by rotate-half, the sign in the sine. keys and values (kv_heads,
     positions, size) get the tokens' own. `tokens` is int64 (count, 4): row, position, index of the first of the
     sequence's runs, their number; `runs` int64 (all, 2): place of a run's first position in keys and values, and
     count. Where `soft_cap` is not 0, scores become soft_cap * tanh(score / soft_cap). scratch is room for
@@ -72,7 +72,7 @@ def attend(
     """
     table, all_runs = carray(words(tokens), (count, 4)), carray(words(runs), (count, 2))
     source, result = carray(elements(qkv, like), (rows, stride)), carray(elements(out, like), (rows, query_heads, size))
-    cosines, sines = carray(elements(cos, like), (rows, rotary)), carray(elements(sin, like), (rows, rotary))
+    cosines, sines = carray(elements(cos, like), (context, rotary)), carray(elements(sin, like), (context, rotary))
     past_keys = carray(elements(keys, like), (kv_heads, positions, size))
     past_values = carray(elements(values, like), (kv_heads, positions, size))
     heads = carray(floats(scratch), (query_heads + 2 * kv_heads, size))
@@ -92,9 +92,9 @@ def attend(
         for head in range(query_heads + kv_heads):
             for place in range(half):
                 low, high = heads[head, place], heads[head, place + half]
-                heads[head, place] = low * widen(cosines[row, place]) + high * widen(sines[row, place])
-                heads[head, place + half] = high * widen(cosines[row, place + half]) + low * widen(
-                    sines[row, place + half]
+                heads[head, place] = low * widen(cosines[position, place]) + high * widen(sines[position, place])
+                heads[head, place + half] = high * widen(cosines[position, place + half]) + low * widen(
+                    sines[position, place + half]
                 )
         own = all_runs[last_run - 1, 0] + all_runs[last_run - 1, 1] - 1
         for head in range(kv_heads):

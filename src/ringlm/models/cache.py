@@ -3,6 +3,7 @@ know how they lie in memory."""
 
 from __future__ import annotations
 
+import functools
 from itertools import chain
 from typing import NamedTuple, TypeAlias
 
@@ -78,6 +79,7 @@ class KVCache:
         """Per layer a view (2, kv_heads, positions, head_dim)."""
         return self._data.unbind(0)
 
+    @functools.cached_property
     def addresses(self) -> list[tuple[int, int]]:
         """Per layer where keys and values begin, each (kv_heads, positions, head_dim)."""
         first = self._data.data_ptr()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ringlm.parallel.communicator import Communicator
-from ringlm.parallel.linear import Storage
+from ringlm.parallel.linear import Dense, Storage
 from ringlm.parallel.prologue import Gate, RmsNorm
 
 
@@ -35,7 +35,7 @@ class Routes(NamedTuple):
 class Router:
     """Softmax over the scores of all experts, of which the `chosen` largest are taken; `normalized`: these sum to 1."""
 
-    def __init__(self, matrix: Storage, chosen: int, normalized: bool) -> None:
+    def __init__(self, matrix: Dense, chosen: int, normalized: bool) -> None:
         self.matrix, self.chosen, self.normalized = matrix, chosen, normalized
 
     def __call__(self, x: Tensor) -> Routes:
@@ -65,6 +65,12 @@ class Experts:
                 start += count
         return out.to(x.dtype)
 
+    def of_norm(self, norm: RmsNorm, router: Router, residual: Tensor) -> Tensor:
+        """The mixture, by `router`, of the norm of residual, float32 (T, in), as far as this rank's columns give it:
+        float32 (T, in)."""
+        x = norm(residual)
+        return self(x, router(x))
+
 
 class MixtureOfExperts:
     """Norm, router and experts; the sum over ranks goes into the residual.
@@ -79,9 +85,12 @@ class MixtureOfExperts:
 
     def add_to(self, residual: Tensor) -> None:
         """residual, float32 (T, in), += the mixture of its norm."""
-        x = self.norm(residual)
-        routes = self._routes_of_rank_0(x) if self.led else self.router(x)
-        residual.add_(self.comm.all_reduce(self.experts(x, routes).to(self.norm.weight.dtype)))
+        if self.led:
+            x = self.norm(residual)
+            mixed = self.experts(x, self._routes_of_rank_0(x))
+        else:
+            mixed = self.experts.of_norm(self.norm, self.router, residual)
+        residual.add_(self.comm.all_reduce(mixed.to(self.norm.weight.dtype)))
 
     def _routes_of_rank_0(self, x: Tensor) -> Routes:
         data = None

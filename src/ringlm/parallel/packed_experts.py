@@ -1,5 +1,6 @@
-"""Packed experts on the CPU: a few tokens go through all of theirs in one call of compiled code, since the calls for
-each expert by itself would take a good part of the time that reading it takes. Knows the shard's columns, no files."""
+"""Packed experts on the CPU: a few tokens are normed and routed by one call of compiled code and go through all of
+their experts by another, since torch's calls for each part take a good part of the time that reading experts takes.
+Knows the shard's columns, no files."""
 
 from __future__ import annotations
 
@@ -9,10 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ringlm.parallel.experts import Expert, Experts, Routes
+from ringlm.parallel.experts import Expert, Experts, Router, Routes
+from ringlm.parallel.kernels.dense import KINDS
 from ringlm.parallel.kernels.experts import mix, route_bytes
+from ringlm.parallel.kernels.routing import route, routing_bytes
 from ringlm.parallel.packed import PackedMatrix, Plan, Workspace
-from ringlm.parallel.prologue import Gate
+from ringlm.parallel.prologue import Gate, RmsNorm
 
 
 class PackedExperts(Experts):
@@ -21,20 +24,44 @@ class PackedExperts(Experts):
     def __init__(self, experts: Sequence[Expert], gate: Gate, workspace: Workspace) -> None:
         super().__init__(experts, gate)
         self._workspace, self._threads = workspace, torch.get_num_threads()
+        self._routers: dict[Router, tuple[Tensor, Tensor]] = {}  # words for the kernel, and the norm's weight
 
     def __call__(self, x: Tensor, routes: Routes) -> Tensor:
         tokens, chosen = routes.experts.shape
         if tokens >= self._workspace.unpack_from:  # an expert may get so many that unpacking is faster
             return super().__call__(x, routes)
         exact = x.float().contiguous()
-        out = torch.zeros(x.shape)
-        plans, route_bytes = self._prepared
-        work = self._workspace.address(tokens * chosen * route_bytes + (len(plans) + 1) * 8)
-        mix(
-            self._threads, plans.data_ptr(), len(plans), exact.data_ptr(), tokens, chosen,
-            routes.weights.data_ptr(), routes.experts.data_ptr(), work, out.data_ptr(),
-        )  # fmt: skip
-        return out.to(x.dtype)
+        work = self._workspace.address(self._work_bytes(tokens, chosen))
+        weights, choices = routes.weights.data_ptr(), routes.experts.data_ptr()
+        return self._mix(exact.data_ptr(), weights, choices, work, chosen, x)
+
+    def of_norm(self, norm: RmsNorm, router: Router, residual: Tensor) -> Tensor:
+        tokens, size = residual.shape
+        if tokens >= self._workspace.unpack_from:
+            return super().of_norm(norm, router, residual)
+        exact = residual.contiguous()
+        words, _ = self._routers.get(router) or self._words(norm, router)
+        room = routing_bytes(tokens, size, len(self.experts), router.chosen)
+        work = self._workspace.address(room + self._work_bytes(tokens, router.chosen))
+        x, weights, choices, work = route(words.data_ptr(), norm.eps, exact.data_ptr(), tokens, work)
+        return self._mix(x, weights, choices, work, router.chosen, residual)
+
+    def _mix(self, x: int, weights: int, choices: int, work: int, chosen: int, like: Tensor) -> Tensor:
+        """What `mix` makes of what is at these addresses, of the shape and dtype of `like`."""
+        out, (plans, _) = torch.empty(like.shape), self._prepared
+        mix(self._threads, plans.data_ptr(), len(plans), x, len(like), chosen, weights, choices, work, out.data_ptr())
+        return out.to(like.dtype)
+
+    def _work_bytes(self, tokens: int, chosen: int) -> int:
+        return tokens * chosen * self._prepared[1] + (len(self.experts) + 1) * 8
+
+    def _words(self, norm: RmsNorm, router: Router) -> tuple[Tensor, Tensor]:
+        """What `route` is to do."""
+        matrix, weight = router.matrix.weight, norm.weight.float()
+        head = [len(self.experts), router.chosen, int(router.normalized), matrix.shape[1], weight.data_ptr()]
+        words = torch.tensor([*head, KINDS.index(matrix.dtype), matrix.data_ptr()])
+        found = self._routers[router] = words, weight
+        return found
 
     @functools.cached_property
     def _prepared(self) -> tuple[Tensor, int]:

@@ -118,7 +118,7 @@ _product_0, _product_1, _product_2 = _PRODUCTS = tuple(_compile(kind) for kind i
 
 
 @njit(cache=True, nogil=True)
-def _multiply(kind, weights, x, out, first, last, columns, tokens, stride):
+def multiply(kind, weights, x, out, first, last, columns, tokens, stride):
     if kind == 0:
         _product_0(weights, x, out, first, last, columns, tokens, stride)
     elif kind == 1:
@@ -132,7 +132,7 @@ def _multiply(kind, weights, x, out, first, last, columns, tokens, stride):
 def _by_threads(threads, kind, weights, x, out, rows, columns, tokens, stride):
     for part in prange(threads):
         first, last = rows * part // threads, rows * (part + 1) // threads
-        _multiply(kind, weights, x, out, first, last, columns, tokens, stride)
+        multiply(kind, weights, x, out, first, last, columns, tokens, stride)
 
 
 def product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -39,8 +39,9 @@ def _sort(chosen, routes, experts, order, starts):
 
 
 @njit(cache=True, nogil=True)
-def _products(which, segment, top, part, parts, plans, experts, starts, codes, scales, sums, out):
-    """One part of the rows of segment `segment` of each expert's matrix `which`, times its routes' activations."""
+def _products(which, segment, top, part, parts, plans, experts, starts, codes, scales, sums, shared, out):
+    """One part of the rows of segment `segment` of each expert's matrix `which`, times its routes' activations, or the
+    one row that all of them share."""
     addresses, first = carray(words(plans), (experts, 2)), carray(words(starts), (experts + 1,))
     for expert in range(experts):
         start, count = first[expert], first[expert + 1] - first[expert]
@@ -49,7 +50,8 @@ def _products(which, segment, top, part, parts, plans, experts, starts, codes, s
             head = carray(words(plan), (HEAD_WORDS,))
             p = carray(words(plan + (HEAD_WORDS + segment * SEGMENT_WORDS) * 8), (SEGMENT_WORDS,))
             blocks, stride = head[3], head[4]
-            xc, xs, xt = codes + start * blocks * BLOCK, scales + start * blocks * 4, sums + start * blocks * 4
+            row = 0 if shared else start
+            xc, xs, xt = codes + row * blocks * BLOCK, scales + row * blocks * 4, sums + row * blocks * 4
             begin, end = p[5] * part // parts, p[5] * (part + 1) // parts
             place = out + (start * stride + top) * 4
             multiply(p[0], p[1], p[2], p[3], xc, xs, xt, place, begin, end, blocks, count, stride)
@@ -60,6 +62,7 @@ def _add(weights, order, routes, chosen, size, results, stride, out):
     """Each token's results, weighted, in the order of its experts."""
     factors, by_expert = carray(floats(weights), (routes,)), carray(words(order), (routes,))
     found, total = carray(floats(results), (routes, stride)), carray(floats(out), (routes // chosen, size))
+    total[:] = 0
     for place in range(routes):
         route = by_expert[place]
         token, factor = route // chosen, factors[route]
@@ -89,20 +92,22 @@ def _compile(parallel: bool) -> Any:
 
         _sort(choices, routes, experts, order, starts)
         by_expert = carray(words(order), (routes,))
-        for place in range(routes):
+        alone = tokens == 1  # then all routes have the same activations, to be rounded once
+        for place in range(1 if alone else routes):
             row, block = x + by_expert[place] // chosen * size * 4, place * up[3]
             round_activations(
                 row, 1, size, up[2], up[3], x_codes + block * BLOCK, x_scales + block * 4, x_sums + block * 4
             )
+        rounded = x_codes, x_scales, x_sums
         top = 0
         for segment in range(up[6]):
             for part in prange(parts):
-                _products(0, segment, top, part, parts, plans, experts, starts, x_codes, x_scales, x_sums, up_out)
+                _products(0, segment, top, part, parts, plans, experts, starts, *rounded, alone, up_out)
             top += carray(words(first[0] + (HEAD_WORDS + segment * SEGMENT_WORDS) * 8), (SEGMENT_WORDS,))[4]
         gate_multiply(up_out, routes, columns, up[4], down[0] == GELU_GATE, gated)
         round_activations(gated, routes, columns, down[2], down[3], h_codes, h_scales, h_sums)
         for part in prange(parts):  # a matrix of one part is one segment
-            _products(1, 0, 0, part, parts, plans, experts, starts, h_codes, h_scales, h_sums, down_out)
+            _products(1, 0, 0, part, parts, plans, experts, starts, h_codes, h_scales, h_sums, False, down_out)
         _add(weights, order, routes, chosen, size, down_out, down[4], out)
 
     return mix
@@ -115,8 +120,8 @@ def mix(
     threads: int, plans: int, experts: int, x: int, tokens: int, chosen: int, weights: int, choices: int, work: int,
     out: int,
 ) -> None:  # fmt: skip
-    """Adds to `out`, float32 (tokens, size), each token's `chosen` experts' results times their `weights`, float32
-    (tokens, chosen). `choices` int64 (tokens, chosen), all within `experts`; `plans` int64 (experts, 2): addresses of
+    """To `out`, float32 (tokens, size), each token's `chosen` experts' results times their `weights`, float32 (tokens,
+    chosen), added up. `choices` int64 (tokens, chosen), all within `experts`; `plans` int64 (experts, 2): addresses of
     the words that describe gate and up, and down; x float32 (tokens, size). `work` has room for `route_bytes` a route
     and a word an expert and one more."""
     if threads == 1:
