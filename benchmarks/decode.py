@@ -1,10 +1,11 @@
-"""Tokens per second at several world sizes, in one interleaved run.
+"""Tokens per second at several world sizes, of one model or several, in one interleaved run.
 
-    python benchmarks/decode.py [-m demo] [--world-size 1,2] [--prompt 128] [-n 32] [--rounds 7] [--json]
+    python benchmarks/decode.py [-m demo[,MODEL…]] [--world-size 1,2] [--prompt 128] [-n 32] [--rounds 7] [--json]
 
 All rings are loaded at once, a thread a rank, and take turns: one answers while the others sleep, so that
-all see the same weather. Reported are medians of the rounds, their ratio to the first world size, and what share the
-weights that a token needs are of what as many processes read in that time, which takes a turn as well.
+all see the same weather. Reported are medians of the rounds, their ratio to the model's first world size, and what
+share its weights are of what as many processes read in that time, which takes a turn as well; of a mixture of experts,
+of which a token reads a part, that means nothing.
 """
 
 from __future__ import annotations
@@ -106,33 +107,37 @@ def main() -> None:
     parser.add_argument("--quant", default="none", choices=["none", "int8", "int4"])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    model = resolve(options.model)
+    models = [resolve(model) for model in options.model.split(",")]
     sizes = [int(size) for size in options.world_size.split(",")]
+    keys = [(model.name, size) for model in models for size in sizes]
     with contextlib.ExitStack() as stack:
-        clients, readers = {}, {}
-        for size in sizes:
-            settings = Settings(dtype=options.dtype, quant=options.quant, context=2048)
-            spec = EngineSpec(model=str(model.path), settings=settings, local_ranks=size, threads=1)
-            clients[size] = stack.enter_context(EngineClient.start(spec))
-            readers[size] = Readers(stack, size)
-        draw = random.Random(0)
-        turns: dict[int, list[Turn]] = {size: [] for size in sizes}
-        for round_ in range(options.rounds + 1):
-            prompt = [draw.randrange(clients[sizes[0]].ready.vocabulary) for _ in range(options.prompt)]
+        clients, readers = {}, {size: Readers(stack, size) for size in sizes}
+        for model in models:
             for size in sizes:
-                result = turn(clients[size], prompt, options.n, readers[size])
+                settings = Settings(dtype=options.dtype, quant=options.quant, context=2048)
+                spec = EngineSpec(model=str(model.path), settings=settings, local_ranks=size, threads=1)
+                clients[model.name, size] = stack.enter_context(EngineClient.start(spec))
+        draw, vocabulary = random.Random(0), min(client.ready.vocabulary for client in clients.values())
+        turns: dict[tuple[str, int], list[Turn]] = {key: [] for key in keys}
+        for round_ in range(options.rounds + 1):
+            prompt = [draw.randrange(vocabulary) for _ in range(options.prompt)]
+            for key in keys:
+                result = turn(clients[key], prompt, options.n, readers[key[1]])
                 if round_ > 0:  # the first warms up
-                    turns[size].append(result)
-        dtype = clients[sizes[0]].ready.dtype
-        weights = {size: sum(rank.weights_bytes for rank in client.ready.ranks) for size, client in clients.items()}
-    medians = {size: Turn(*(statistics.median(column) for column in zip(*turns[size], strict=True))) for size in sizes}
-    first = medians[sizes[0]]
+                    turns[key].append(result)
+        dtype = clients[keys[0]].ready.dtype
+        weights = {key: sum(rank.weights_bytes for rank in client.ready.ranks) for key, client in clients.items()}
+    medians = {key: Turn(*(statistics.median(column) for column in zip(*turns[key], strict=True))) for key in keys}
     if options.json:
-        rows = [{"world_size": size, **medians[size]._asdict()} for size in sizes]
-        print(json.dumps({"model": model.name, "dtype": dtype, "rows": rows, "weights_bytes": weights}))
+        rows = [
+            {"model": key[0], "world_size": key[1], "weights_bytes": weights[key], **medians[key]._asdict()}
+            for key in keys
+        ]
+        print(json.dumps({"dtype": dtype, "rows": rows}))
         return
-    table = Table(title=f"{model.name}, {dtype}, a thread a rank")
+    table = Table(title=f"{dtype}, a thread a rank")
     for heading in (
+        "model",
         "ranks",
         f"pp{options.prompt} tok/s",
         "",
@@ -142,12 +147,13 @@ def main() -> None:
         "read GB/s",
         "of memory's",
     ):
-        table.add_column(heading, justify="right")
-    for size, row in medians.items():
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for (name, size), row in medians.items():
+        first, nbytes = medians[name, sizes[0]], weights[name, size]
         table.add_row(
-            str(size), f"{row.prompt:.1f}", f"{row.prompt / first.prompt:.2f}x",
+            name, str(size), f"{row.prompt:.1f}", f"{row.prompt / first.prompt:.2f}x",
             f"{row.decode:.1f}", f"{row.decode / first.decode:.2f}x", f"{row.ring_share:.0%}",
-            f"{row.decode * weights[size] / 1e9:.1f}", f"{row.decode * weights[size] / row.read:.0%}",
+            f"{row.decode * nbytes / 1e9:.1f}", f"{row.decode * nbytes / row.read:.0%}",
         )  # fmt: skip
     Console().print(table)
 
