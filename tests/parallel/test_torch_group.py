@@ -77,9 +77,9 @@ def test_tensors_of_unequal_widths(dtype: torch.dtype) -> None:
 
 def test_a_rank_may_wait_for_longer_than_forming_took() -> None:
     def body(comm: Any) -> None:
-        ranks = group(comm, timeout_s=2.0)
+        ranks = group(comm, timeout_s=5.0)
         if comm.rank == 0:
-            time.sleep(4.0)
+            time.sleep(6.0)
         assert ranks.broadcast_bytes(b"at last" if comm.rank == 0 else None) == b"at last"
 
     run_ranks(2, body)

@@ -52,7 +52,7 @@ def test_one_ring_after_the_other_on_the_same_ports(world_size: int) -> None:
 
 
 def test_ranks_of_two_epochs_refuse_each_other_and_name_both() -> None:
-    ranks = configs(2, connect_timeout_s=2.0)
+    ranks = configs(2, connect_timeout_s=4.0)
     with listening(ranks) as listeners:
         first, second = form(ranks, listeners, [2, 1])
     # Who is behind will not get there; who is ahead waits until its time is up.

@@ -57,11 +57,9 @@ def test_a_rank_that_does_not_come_is_named(world_size: int) -> None:
 
 def test_a_neighbour_that_leaves_while_the_ring_forms() -> None:
     """Rank 0 does not come; when rank 1 gives up, rank 2 has its link and learns it at once."""
-    _, second, third, fourth = configs(4, connect_timeout_s=3.0)
-    ranks = [joins(second.replace(connect_timeout_s=0.5)), joins(third), joins(fourth.replace(connect_timeout_s=1.0))]
-    started = time.monotonic()
-    outcomes = attempt(*ranks)
-    assert time.monotonic() - started < 2.5
+    _, second, third, fourth = configs(4)
+    ranks = [joins(second.replace(connect_timeout_s=1.0)), joins(third), joins(fourth.replace(connect_timeout_s=2.0))]
+    outcomes = attempt(*ranks, deadline_s=60.0)  # less than rank 2 would wait by itself
     assert "rank 0 did not connect to rank 1" in str(outcomes[0])
     assert "a neighbour of rank 2 left while the ring was being formed" in str(outcomes[1])
     assert "rank 0 could not be reached" in str(outcomes[2])
@@ -199,7 +197,7 @@ def test_a_second_rank_of_the_same_number() -> None:
 def test_a_newcomer_is_refused_by_a_complete_ring() -> None:
     first, second = configs(2, secret=b"s")
     rings = together(lambda: connect(first), lambda: connect(second))
-    newcomer = second.replace(port=free_ports(1)[0], connect_timeout_s=2.0)
+    newcomer = second.replace(port=free_ports(1)[0])
     outcome = attempt(joins(newcomer))[0]
     assert isinstance(outcome, ConnectError)
     assert "rank 1 is connected to rank 0 already; give every rank a number of its own." in str(outcome)

@@ -56,8 +56,8 @@ def test_every_address_of_this_machine_will_do(host: str) -> None:
             pytest.skip("this machine has no network")
     one, other = free_ports(2)
     rings = [
-        RingConfig(rank=0, world_size=2, port=one, right=Address(host, other), secret=b"s", connect_timeout_s=20),
-        RingConfig(rank=1, world_size=2, port=other, right=Address(host, one), secret=b"s", connect_timeout_s=20),
+        RingConfig(rank=0, world_size=2, port=one, right=Address(host, other), secret=b"s", connect_timeout_s=90),
+        RingConfig(rank=1, world_size=2, port=other, right=Address(host, one), secret=b"s", connect_timeout_s=90),
     ]
     assert together(*(partial(joins, config) for config in rings)) == [{socket.AF_UNIX}] * 2
 

@@ -226,7 +226,7 @@ def broadcast_much(ring: Ring) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_peer_that_is_lost_behind_a_full_area_is_named(number: signal.Signals) -> None:
-    with ProcessRing(2, heartbeat=(0.1, 1.0, 60.0)) as ring:
+    with ProcessRing(2, heartbeat=(0.1, 3.0, 60.0)) as ring:
         ring.start(0, broadcast_much)  # rank 1 is in no call, and takes nothing
         time.sleep(0.3)
         ring.signal(1, number)

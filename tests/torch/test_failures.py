@@ -81,7 +81,7 @@ def monitored(here: Here) -> None:
 
 @pytest.mark.parametrize("how", ["recv", "monitored"])
 def test_a_late_peer_is_named_on_every_rank(how: str, tmp_path: Path) -> None:
-    with Ranks(N, tmp_path / "store", gloo=False, timeout_s=20.0) as ranks:
+    with Ranks(N, tmp_path / "store", gloo=False) as ranks:
         for rank in range(N):
             ranks.start(rank, shorter, how)
         for rank in range(N):
