@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
+import gguf
 import pytest
 import torch
 
@@ -35,7 +38,11 @@ class Reference(NamedTuple):
 def reference(demo_gguf: Path) -> Reference:
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(demo_gguf.parent, gguf_file=demo_gguf.name, dtype=torch.float32)
+    # transformers reads the file twice, and lists gguf's names of tensors for each of its modules.
+    cached = {name: functools.cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
+    with mock.patch.multiple(gguf, **cached):
+        folder, name = demo_gguf.parent, demo_gguf.name
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     with torch.inference_mode():
         logits, exact = model(torch.tensor([PROMPT])).logits[0], model(ANY).logits[:, -1]
         greedy = transformers_greedy(model, PROMPT, 64)
