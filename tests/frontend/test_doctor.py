@@ -243,7 +243,7 @@ def test_a_slow_cable_between_two_hosts_is_named(hosts: Meshed, tiny_llama: Path
     report = json.loads(out)
     (measured,) = report["links"]
     assert (measured["rank"], measured["other"], measured["interface"]) == (0, 1, "to1")
-    assert 0.4 < measured["from_other_bytes_per_s"] / (100e6 / 8) < 1.15  # less where a machine has other work
+    assert measured["from_other_bytes_per_s"] == pytest.approx(100e6 / 8, rel=0.15)
     assert measured["to_other_bytes_per_s"] > 2 * 100e6 / 8
     assert any("carries" in said and "Mbit/s from rank 1 (" in said for said in report["advice"])
     assert report["outlook"]["slowest"] == [0, 1]
