@@ -19,11 +19,11 @@ import pytest
 
 from ringlm.cluster.hosts import Host, parse_hosts, ring_of
 from ringlm.cluster.launch import _survives
+from ringlm.cluster.local import free_ports
 from ringlm.cluster.order import Order
 from ringlm.cluster.rank_process import RankProcess
 from ringlm.errors import ConfigError
 from ringlm.frontend.cli import main
-from tests.ring.helpers import free_ports
 
 SECRET = "0123456789abcdef-launched"
 

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.ring.helpers import free_ports
+from ringlm.cluster.local import free_ports
 
 
 def test_all_ranks_are_told_to_end_amid_an_answer(tiny_llama: Path, tmp_path: Path) -> None:

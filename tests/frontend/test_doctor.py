@@ -17,6 +17,7 @@ import pytest
 from ringlm.cluster import examination
 from ringlm.cluster.agreement import Capabilities, propose
 from ringlm.cluster.examination import Examined, Findings, Interface
+from ringlm.cluster.local import free_ports
 from ringlm.cluster.memory import Memory
 from ringlm.cluster.settings import Settings
 from ringlm.errors import ConfigError, ConnectError
@@ -27,7 +28,6 @@ from ringlm.frontend.doctor_view import show_links, show_machines, show_outlook
 from ringlm.weights.files import open_model
 from tests.frontend.test_join import lobby
 from tests.namespaces import Meshed, needs_namespaces
-from tests.ring.helpers import free_ports
 
 ETH = Interface("eth0", 1000, wireless=False)
 FOUND = Findings(

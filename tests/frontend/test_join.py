@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ringlm.cluster.joining import Offer
+from ringlm.cluster.local import free_ports
 from ringlm.cluster.rendezvous import Rendezvous
 from ringlm.cluster.spec import EngineSpec
 from ringlm.errors import ConfigError
@@ -24,7 +25,6 @@ from ringlm.frontend.secret import kept_at, secret_to_join, secret_to_lead
 from ringlm.ring import RingConfig
 from ringlm.ring.address import Address
 from ringlm.ring.listener import open_listener
-from tests.ring.helpers import free_ports
 
 
 @pytest.fixture(autouse=True)

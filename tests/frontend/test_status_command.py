@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from ringlm.cluster.local import free_ports
 from ringlm.frontend.cli import main
-from tests.ring.helpers import free_ports
 
 REPORT = {
     "model": "llama",

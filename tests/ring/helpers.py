@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,20 +11,10 @@ from typing import Any
 
 import torch
 
+from ringlm.cluster.local import free_ports
 from ringlm.ring import Heartbeat, Ring, RingConfig, connect
 from ringlm.ring.address import Address
 from tests.processes import DEADLINE_S, Processes
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, outside the range from which the kernel picks."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = random.SystemRandom().randrange(10_000, 32_000)
-        with socket.socket() as probe:
-            if port not in ports and probe.connect_ex(("127.0.0.1", port)):
-                ports.append(port)
-    return ports
 
 
 def configs(world_size: int, **changes: Any) -> list[RingConfig]:

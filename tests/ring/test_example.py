@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.ring.helpers import free_ports
+from ringlm.cluster.local import free_ports
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ring_alone.py"
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from ringlm.cluster.local import free_ports
 from tests.processes import DEADLINE_S
-from tests.ring.helpers import free_ports
 from tests.torch.ranks import Here, Ranks
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "torch"

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
-from typing import cast
+from typing import Final, cast
 
+from ringlm.errors import ConnectError
 from ringlm.ring.address import Address
 from ringlm.ring.config import RingConfig
 from ringlm.ring.seal import Mode
 
 LOOPBACK = "127.0.0.1"
+# Below those that systems give to connections (Linux from 32768, macOS from 49152): a rank that is started again, long
+# after its port was chosen, finds it free.
+_PORTS: Final = range(10_000, 32_000)
+_TRIES: Final = 2_000
 
 
 def free_ports(count: int) -> list[int]:
-    """TCP ports of loopback that nobody listens on now."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind((LOOPBACK, 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    """TCP ports of loopback that nobody listens on now. Raises ConnectError where there are too few."""
+    ports: list[int] = []
+    for port in secrets.SystemRandom().sample(_PORTS, _TRIES):
+        if len(ports) == count:
+            return ports
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            ports.append(port)
+    raise ConnectError(f"{count} free ports were looked for on {LOOPBACK}, and {len(ports)} are left.")
 
 
 def local_ring(world_size: int) -> list[RingConfig]:
