@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -62,17 +63,22 @@ def test_numbers_that_are_none_are_kept() -> None:
 
 
 AGAIN = """
-import torch
+import json, sys, torch
 from ringlm.parallel.kernels.dense import KINDS, product
-for threads in (1, 2):
+for threads, kinds in json.loads(sys.argv[1]):
     torch.set_num_threads(threads)
-    for dtype in KINDS:
-        weight, x = torch.randn(37, 45).to(dtype), torch.randn(3, 45)
+    for kind in kinds:
+        weight, x = torch.randn(37, 45).to(KINDS[kind]), torch.randn(3, 45)
         torch.testing.assert_close(product(weight, x), x @ weight.float().T, rtol=1e-5, atol=1e-5)
 """
 
 
-def test_what_was_compiled_before_is_right_in_the_next_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "processes",
+    [[[(1, (0, 1, 2)), (2, (0, 1, 2))]] * 2, [[(1, (1,))], [(1, (0,))], [(2, (0, 1, 2))], [(2, (2, 1, 0))]]],
+    ids=["all", "one kind each"],
+)
+def test_what_was_compiled_before_is_right_in_the_next_process(processes: list[object], tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "2"}
-    for _ in range(2):
-        subprocess.run([sys.executable, "-c", AGAIN], env=environment, check=True, timeout=100)
+    for each in processes:
+        subprocess.run([sys.executable, "-c", AGAIN, json.dumps(each)], env=environment, check=True, timeout=100)

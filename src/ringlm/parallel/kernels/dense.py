@@ -87,7 +87,6 @@ def _compile(kind: int) -> Any:
     """
     size = _SIZES[kind]
 
-    @njit(cache=True, nogil=True)
     def product(weights, x, out, first, last, columns, tokens, stride):
         top = first
         while top < last:
@@ -111,7 +110,10 @@ def _compile(kind: int) -> Any:
                     token += 1
             top += rows
 
-    return product
+    # Its symbol has this name and a number that each process counts for itself: of one name, two kinds that different
+    # processes have compiled could be taken for one another out of numba's cache.
+    product.__qualname__ = f"product_{kind}"
+    return njit(cache=True, nogil=True)(product)
 
 
 _product_0, _product_1, _product_2 = _PRODUCTS = tuple(_compile(kind) for kind in range(len(KINDS)))

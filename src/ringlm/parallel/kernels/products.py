@@ -118,7 +118,6 @@ def _compile(form: int) -> Any:
     """
     bytes_of_block = ROWS * BLOCK * FORMS[form][0] // 8
 
-    @njit(cache=True, nogil=True)
     def product(codes, scales, minimums, x_codes, x_scales, x_sums, out, first, last, blocks, tokens, stride):
         codes_step, scales_step = blocks * bytes_of_block, blocks * ROWS * 2
         for top in range(first, last, _PANEL):
@@ -142,7 +141,8 @@ def _compile(form: int) -> Any:
                         _tile(form, 1, c, s, m, xc, xs, xt, place, blocks, stride)
                 token += 4 if left >= 4 else (2 if left >= 2 else 1)
 
-    return product
+    product.__qualname__ = f"product_{form}"  # dense.py says why
+    return njit(cache=True, nogil=True)(product)
 
 
 _product_0, _product_1, _product_2, _product_3 = (_compile(form) for form in range(len(FORMS)))

@@ -79,7 +79,6 @@ def _compile(form: int) -> Any:
     """Unpacks row blocks `first` to `last` of a segment of form `form`, compiled when first called and kept on disk."""
     code_bytes = ROWS * BLOCK * FORMS[form][0] // 8
 
-    @njit(cache=True, nogil=True)
     def unpack(codes, scales, minimums, out, first, last, blocks):
         for n in range(first, last):
             for block in range(blocks):
@@ -93,7 +92,8 @@ def _compile(form: int) -> Any:
                     blocks * BLOCK,
                 )
 
-    return unpack
+    unpack.__qualname__ = f"unpack_{form}"  # dense.py says why
+    return njit(cache=True, nogil=True)(unpack)
 
 
 _unpack_0, _unpack_1, _unpack_2, _unpack_3 = (_compile(form) for form in range(len(FORMS)))
