@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 
 from ringlm.parallel.kernels import instructions as at
 from ringlm.parallel.kernels.instructions import F16, F32, I8, I16, I32, I64, WIDE, constant, load, vector
+from ringlm.parallel.kernels.variants import compiled
 
 KINDS: Final = (torch.float32, torch.bfloat16, torch.float16)  # of a matrix
 
@@ -110,10 +111,7 @@ def _compile(kind: int) -> Any:
                     token += 1
             top += rows
 
-    # Its symbol has this name and a number that each process counts for itself: of one name, two kinds that different
-    # processes have compiled could be taken for one another out of numba's cache.
-    product.__qualname__ = f"product_{kind}"
-    return njit(cache=True, nogil=True)(product)
+    return compiled(product, kind)
 
 
 _product_0, _product_1, _product_2 = _PRODUCTS = tuple(_compile(kind) for kind in range(len(KINDS)))

@@ -13,6 +13,7 @@ from numba import carray, config, njit, prange, set_num_threads
 
 from ringlm.parallel.kernels.products import GELU_GATE, HEAD_WORDS, SEGMENT_WORDS, multiply
 from ringlm.parallel.kernels.rows import BLOCK, FAST, floats, gate_multiply, round_activations, words
+from ringlm.parallel.kernels.variants import compiled
 
 _WORD: Final = 8  # bytes
 
@@ -71,7 +72,6 @@ def _add(weights, order, routes, chosen, size, results, stride, out):
 
 
 def _compile(parallel: bool) -> Any:
-    @njit(cache=True, nogil=True, parallel=parallel)
     def mix(threads, plans, experts, x, tokens, chosen, weights, choices, work, out):
         parts = threads if parallel else 1
         routes = tokens * chosen
@@ -110,7 +110,7 @@ def _compile(parallel: bool) -> Any:
             _products(1, 0, 0, part, parts, plans, experts, starts, h_codes, h_scales, h_sums, False, down_out)
         _add(weights, order, routes, chosen, size, down_out, down[4], out)
 
-    return mix
+    return compiled(mix, "by_threads" if parallel else "alone", parallel=parallel)
 
 
 _mix, _mix_by_threads = _compile(False), _compile(True)

@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from ringlm.parallel.kernels import instructions as at
 from ringlm.parallel.kernels.instructions import F16, F32, I8, I64, ROWS, constant, load, spread, vector
 from ringlm.parallel.kernels.rows import BLOCK, gate_multiply, rms_norm, round_activations, words
+from ringlm.parallel.kernels.variants import compiled
 
 TOKENS: Final = 4  # in a tile of registers
 _PANEL: Final = 8  # blocks of rows that stay in the cache while all tokens pass
@@ -141,8 +142,7 @@ def _compile(form: int) -> Any:
                         _tile(form, 1, c, s, m, xc, xs, xt, place, blocks, stride)
                 token += 4 if left >= 4 else (2 if left >= 2 else 1)
 
-    product.__qualname__ = f"product_{form}"  # dense.py says why
-    return njit(cache=True, nogil=True)(product)
+    return compiled(product, form)
 
 
 _product_0, _product_1, _product_2, _product_3 = (_compile(form) for form in range(len(FORMS)))

@@ -15,6 +15,7 @@ from ringlm.parallel.kernels import instructions as at
 from ringlm.parallel.kernels.instructions import F16, F32, I8, I16, I32, I64, ROWS, constant, load, spread, vector
 from ringlm.parallel.kernels.products import FORMS
 from ringlm.parallel.kernels.rows import BLOCK, floats, words
+from ringlm.parallel.kernels.variants import compiled
 
 _HALF: Final = BLOCK // 2  # elements that are unpacked together
 
@@ -92,8 +93,7 @@ def _compile(form: int) -> Any:
                     blocks * BLOCK,
                 )
 
-    unpack.__qualname__ = f"unpack_{form}"  # dense.py says why
-    return njit(cache=True, nogil=True)(unpack)
+    return compiled(unpack, form)
 
 
 _unpack_0, _unpack_1, _unpack_2, _unpack_3 = (_compile(form) for form in range(len(FORMS)))
